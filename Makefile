@@ -1,0 +1,43 @@
+# make demo: the whole night on the sandbox.  make test: everything that must hold.  make dev: the UI.
+# Nothing is needed but Python 3.11 or later (with venv), make and the package registry.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help setup demo test dev lint types lock benchmark pictures clean
+
+help:
+	@grep -E '^# make|^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^# //; s/:.*## /: /'
+
+setup: .venv/.installed ## .venv with everything that requirements.lock names
+
+.venv/.installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; name it: make setup PYTHON=python3.12")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: setup ## one night on the sandbox: schedule, kick-off, sensor, ingest, tables
+	$(BIN)/fhir-export demo
+
+dev: setup ## the Dagster UI on http://127.0.0.1:3000 with the sandbox behind it; Ctrl-C ends both
+	$(BIN)/fhir-export demo --ui
+
+test: setup lint types ## lint, types, all tests
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+lock: ## write requirements.lock anew from pyproject.toml (needs uv)
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-strip-extras \
+	  --no-emit-index-url --no-emit-find-links --no-header --extra dev pyproject.toml -o requirements.lock
+
+clean: ## remove what setup, demo and tests have made
+	rm -rf .venv lake .mypy_cache .ruff_cache .hypothesis
+	git clean -fdX dagster_home

@@ -1,0 +1,275 @@
+"""What a refusal means and what to do about it, in words for the person on duty.
+
+Everything that a server said passes through `clean` before it is repeated.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import ssl
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx
+
+from pipeline.auth.origins import printable
+from pipeline.auth.retry_after import http_date
+from pipeline.errors import AuthError
+
+_QUOTED = 300
+_SKEW_WORTH_TELLING = 30.0
+_SHORTEST_SECRET = 6
+
+_JWT = re.compile(r"eyJ[A-Za-z0-9_=-]{5,}(\.[A-Za-z0-9_=-]*){0,4}")
+_LONG_RUN = re.compile(r"[A-Za-z0-9+/_=%-]{64,}")
+_QUERY = re.compile(r"(https?://[^\s?#\"'<>]*)[?#][^\s\"'<>]*", re.IGNORECASE)
+_USERINFO = re.compile(r"(https?://)[^\s/@\"'<>]*@", re.IGNORECASE)
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
+
+
+@dataclass(frozen=True)
+class TokenRequest:
+    """What was asked for, as far as it may be shown; `secrets` may not, should a server echo them."""
+
+    token_url: str
+    client_id: str
+    scope: str
+    audience: str
+    kid: str | None = None
+    algorithm: str | None = None
+    accepted_algorithms: tuple[str, ...] | None = None
+    secrets: tuple[str, ...] = field(default=(), repr=False)
+
+    @property
+    def where(self) -> str:
+        return printable(self.token_url)
+
+
+_ENTRA_ADVICE = {
+    "AADSTS7000215": "The client secret is wrong: store its value, not its id.",
+    "AADSTS7000222": "The client secret has expired: make a new one in Entra and store it.",
+    "AADSTS700016": "Entra does not know this client id in this tenant: check client_id and tenant.",
+    "AADSTS90002": "Entra does not know this tenant: check tenant and authority.",
+    "AADSTS500011": "Entra does not know the audience: check auth.audience, and that it is of this tenant.",
+    "AADSTS1002012": "The scope must be '{audience}/.default'.",
+}
+
+
+def clean(text: object, secrets: Collection[str] = (), limit: int = _QUOTED) -> str:
+    """A server's words on one line and cut short, without the given secrets, tokens, and queries of URLs."""
+    said = str(text)
+    for secret in secrets:
+        for piece in (secret, *secret.split(".")):
+            if len(piece) >= _SHORTEST_SECRET:
+                said = said.replace(piece, "[removed]")
+    said = _USERINFO.sub(r"\1", _QUERY.sub(r"\1", said))
+    said = _LONG_RUN.sub("[removed]", _JWT.sub("[removed]", said))
+    said = " ".join(_UNPRINTABLE.sub(" ", said).split())
+    return said if len(said) <= limit else f"{said[:limit]}..."
+
+
+def refusal(answer: httpx.Response, asked: TokenRequest) -> AuthError:
+    """The error for a token endpoint's final no, in any shape: OAuth, API Management, HTML or nothing."""
+    body = json_object(answer)
+    if answer.is_redirect:
+        return _redirected(answer, asked)
+    if body is None:
+        return _not_json(answer, asked)
+    said = said_in(body, asked.secrets)
+    code = body.get("error")
+    if isinstance(code, str) and code:
+        cause = f"{asked.where} answered {clean(code, asked.secrets, 60)}{said}"
+        advice = _oauth_advice(code, str(body.get("error_description", "")), asked)
+    else:
+        cause = f"{asked.where} answered HTTP {answer.status_code}{said}"
+        advice = _status_advice(answer.status_code, asked)
+    return AuthError(cause, f"{advice}{_skew_hint(answer)}")
+
+
+def unusable(answer: httpx.Response, asked: TokenRequest, lack: str) -> AuthError:
+    """The error for a 2xx answer that is no token: `lack` says in which way."""
+    if json_object(answer) is None:
+        return _not_json(answer, asked)
+    return AuthError(
+        f"{asked.where} answered HTTP {answer.status_code}, but {lack}",
+        "Check auth.token_url: it must be the OAuth token endpoint.",
+    )
+
+
+def resource_refusal(answer: httpx.Response) -> AuthError:
+    """The error for a 401 or 403 to a request that carried a bearer token."""
+    where = printable(answer.request.url)
+    said = clean(answer.headers.get("WWW-Authenticate", ""))
+    cause = f"{where} answered HTTP {answer.status_code}{f' ({said})' if said else ''}"
+    if answer.status_code == 401:
+        return AuthError(
+            cause,
+            "The server does not accept the token: check auth.audience, the tenant, and that fhir_url and "
+            f"token URL belong to the same server.{_skew_hint(answer)}",
+        )
+    return AuthError(
+        cause,
+        "The token is good, but this client may not do that: check its role or access policy at the server, "
+        "the granted scope, and the group or resource types asked for.",
+    )
+
+
+def unreachable(error: httpx.RequestError) -> tuple[str, str]:
+    """Cause and advice for a request without an answer, from the error that lies at its root."""
+    for root in _chain(error):
+        if isinstance(root, ssl.SSLCertVerificationError):
+            return (
+                f"its certificate is not trusted ({clean(root.verify_message)})",
+                "Check the host in the URL; for a private authority set SSL_CERT_FILE to its certificate.",
+            )
+        if isinstance(root, ssl.SSLError):
+            return "TLS failed", "Check that the port speaks https, with TLS 1.2 or later."
+        if isinstance(root, socket.gaierror):
+            return (
+                "its host name is not known",
+                "Check the host name in the URL, and the DNS of this machine.",
+            )
+        if isinstance(root, ConnectionRefusedError):
+            return "the connection was refused", "Check host and port in the URL, and that the server runs."
+    if isinstance(error, httpx.TimeoutException):
+        return (
+            "it did not answer in time",
+            "Check the network and firewall between this machine and the server.",
+        )
+    if isinstance(error, httpx.ProxyError):
+        return "the proxy refused", "Check HTTPS_PROXY and NO_PROXY."
+    return f"the connection failed ({type(error).__name__})", "Check the network and try again."
+
+
+def json_object(answer: httpx.Response) -> dict[str, Any] | None:
+    """The body as a JSON object, None when it is anything else."""
+    try:
+        body = answer.json()
+    except (ValueError, RecursionError):
+        return None
+    return body if isinstance(body, dict) else None
+
+
+def said_in(body: Mapping[str, Any], secrets: Collection[str] = ()) -> str:
+    """' (...)' with what the server says beside the error code, or nothing.
+
+    OAuth's `error_description`, API Management's `Name`, `Id`, `Code` (azure-and-aidbox A), FHIR's.
+    """
+    parts = [
+        str(body[name])
+        for name in ("error_description", "Name", "Code", "message")
+        if _speaks(body.get(name))
+    ]
+    if _speaks(body.get("Id")):
+        parts.append(f"id {body['Id']}")
+    issues = body.get("issue")
+    if isinstance(issues, list):
+        parts += [str(issue["diagnostics"]) for issue in issues[:1] if _speaks_in(issue)]
+    said = clean("; ".join(parts), secrets)
+    return f" ({said})" if said else ""
+
+
+def _speaks(value: object) -> bool:
+    return isinstance(value, str | int) and not isinstance(value, bool) and str(value).strip() != ""
+
+
+def _speaks_in(issue: object) -> bool:
+    return isinstance(issue, dict) and _speaks(issue.get("diagnostics"))
+
+
+def _oauth_advice(code: str, description: str, asked: TokenRequest) -> str:
+    for entra_code, advice in _ENTRA_ADVICE.items():
+        if re.search(rf"\b{entra_code}\b", description):
+            return advice
+    if code == "invalid_client":
+        return _who_we_are(asked)
+    if code == "invalid_scope":
+        return (
+            f"The server does not grant the scope '{asked.scope}' to client '{asked.client_id}': set "
+            "auth.scope to what it is registered for (older servers: system/*.read, newer ones: system/*.rs)."
+        )
+    if code in {"invalid_grant", "invalid_request"}:
+        return (
+            f"Check auth.audience (sent: '{asked.audience}'), this machine's clock, and auth.token_body. "
+            + _who_we_are(asked)
+        )
+    if code in {"unauthorized_client", "unsupported_grant_type", "access_denied"}:
+        return (
+            f"Allow client '{asked.client_id}' the grant client_credentials at the server, and activate it."
+        )
+    return _who_we_are(asked)
+
+
+def _who_we_are(asked: TokenRequest) -> str:
+    if asked.kid is None:
+        return (
+            f"Check that client '{asked.client_id}' is registered and active, and that its secret is right."
+        )
+    advice = (
+        f"Either the server does not know client '{asked.client_id}' (check client_id, and that it is active "
+        "there), or it cannot verify the signature: its JWK Set for this client must hold our key, "
+        f"kid '{asked.kid}' ({asked.algorithm}; 'fhir-export jwks' prints it; servers cache keys, allow "
+        f"15 minutes), and it must expect the audience '{asked.audience}' (auth.audience)."
+    )
+    if asked.accepted_algorithms and asked.algorithm not in asked.accepted_algorithms:
+        named = clean(", ".join(asked.accepted_algorithms), limit=80)
+        advice += f" The server says that it accepts {named} only: set auth.algorithm."
+    return advice
+
+
+def _status_advice(status: int, asked: TokenRequest) -> str:
+    if status in {404, 405, 410}:
+        return "Check auth.token_url: there is no token endpoint at this address."
+    if status == 415:
+        return "Set auth.token_body to the other of form and json."
+    if status == 400:
+        return "Check auth.token_body (form or json), auth.audience and auth.scope. " + _who_we_are(asked)
+    return _who_we_are(asked)
+
+
+def _redirected(answer: httpx.Response, asked: TokenRequest) -> AuthError:
+    try:
+        target = printable(answer.request.url.join(answer.headers.get("Location", "")))
+    except (httpx.InvalidURL, ValueError):
+        target = "(an unreadable URL)"
+    return AuthError(
+        f"{asked.where} redirects to {target}, where the assertion was not sent (protocol fact 9)",
+        "If that is the token endpoint, set auth.token_url to it; one to a login page means a wrong URL.",
+    )
+
+
+def _not_json(answer: httpx.Response, asked: TokenRequest) -> AuthError:
+    content_type = answer.headers.get("Content-Type", "")
+    html = "html" in content_type.lower() or answer.content.lstrip()[:1] == b"<"
+    shape = (
+        "a web page" if html else "an empty body" if not answer.content.strip() else "a body that is not JSON"
+    )
+    advice = (
+        _status_advice(answer.status_code, asked)
+        if answer.is_client_error and not html
+        else "Check auth.token_url: this may be a login page, a proxy, or a firewall in front of the server."
+    )
+    return AuthError(
+        f"{asked.where} answered HTTP {answer.status_code} with {shape}, not with a token", advice
+    )
+
+
+def _skew_hint(answer: httpx.Response) -> str:
+    theirs = http_date(answer.headers.get("Date", ""))
+    if theirs is None:
+        return ""
+    ahead = (datetime.now(UTC) - theirs).total_seconds()
+    if abs(ahead) < _SKEW_WORTH_TELLING:
+        return ""
+    side = "ahead of" if ahead > 0 else "behind"
+    return f" This machine's clock is {abs(ahead):.0f} s {side} the server's: set it right first."
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        seen = seen.__cause__ or seen.__context__

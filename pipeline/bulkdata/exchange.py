@@ -1,0 +1,193 @@
+"""Sends one request and hands back its answer: redirects by hand, bodies bounded, errors in safe words.
+
+Redirects (protocol facts 9, 28): the same origin keeps the token; another origin is followed for downloads
+only, and never with the token; from https to http never. Methods other than GET are repeated by 307 and 308
+only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from urllib.parse import urljoin
+
+import httpx
+
+from pipeline.auth.origins import origin, printable, require_secure
+from pipeline.bulkdata.retry_after import parse_retry_after, server_clock
+from pipeline.errors import ExportError, ServerRefused, Unreachable, VerificationFailed
+
+MOST_REDIRECTS = 5
+LONGEST_ERROR_BODY = 64 << 10
+LONGEST_BODY = 256 << 20
+
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer that is read whole (an error's body: its first 64 KiB)."""
+
+    status: int
+    url: str = field(repr=False)
+    headers: httpx.Headers = field(repr=False)
+    body: bytes = field(repr=False)
+
+    def retry_after(self) -> float | None:
+        """Seconds, by the server's own clock where it sends one."""
+        return retry_after(self.headers)
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that an answer asks to wait; None where it does not say."""
+    now = server_clock(headers.get("date"), datetime.now(UTC))
+    return parse_retry_after(headers.get("retry-after"), now)
+
+
+class Exchange:
+    """One HTTP client; its `auth` is used exactly where a request may carry the token."""
+
+    def __init__(self, http: httpx.Client) -> None:
+        self._http = http
+
+    def fetch(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        *,
+        bearer: bool,
+        content: bytes | None = None,
+        refusal: type[ExportError] = ServerRefused,
+    ) -> Reply:
+        """One request, read whole. Raises Unreachable without a usable answer, `refusal` for a wrong
+        redirect.
+        """
+        with (
+            translated(url),
+            self.stream(method, url, headers, bearer=bearer, content=content, refusal=refusal) as response,
+        ):
+            body = _read(response)
+        return Reply(response.status_code, str(response.url), response.headers, body)
+
+    @contextmanager
+    def stream(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        *,
+        bearer: bool,
+        content: bytes | None = None,
+        elsewhere: bool = False,
+        refusal: type[ExportError] = ServerRefused,
+    ) -> Iterator[httpx.Response]:
+        """The answer at the end of its redirects, not yet read. `elsewhere`: another origin may be followed
+        to.
+
+        httpx's own errors pass through: wrap it in `translated`.
+        """
+        require_secure(url, error=refusal)
+        for _ in range(MOST_REDIRECTS + 1):
+            response = self._send(method, url, headers, bearer, content)
+            try:
+                if response.status_code not in _REDIRECTS:
+                    yield response
+                    return
+                target = _target(method, url, response, elsewhere, refusal)
+            finally:
+                response.close()
+            bearer = bearer and origin(target, error=refusal) == origin(url, error=refusal)
+            url = target
+        raise refusal(
+            f"{printable(url)} redirects more than {MOST_REDIRECTS} times", "Report it to the operator."
+        )
+
+    def _send(
+        self, method: str, url: str, headers: Mapping[str, str], bearer: bool, content: bytes | None
+    ) -> httpx.Response:
+        request = self._http.build_request(method, url, headers=dict(headers), content=content)
+        request.headers.pop("authorization", None)
+        auth = httpx.USE_CLIENT_DEFAULT if bearer else None
+        return self._http.send(request, auth=auth, stream=True, follow_redirects=False)
+
+
+@contextmanager
+def translated(url: str) -> Iterator[None]:
+    """httpx's errors as Unreachable, without their texts: these may hold signed URLs."""
+    try:
+        yield
+    except httpx.TimeoutException:
+        raise Unreachable(f"{_server(url)} did not answer in time", "Trying again may help.") from None
+    except httpx.ConnectError as error:
+        raise Unreachable(*_no_connection(url, str(error))) from None
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise Unreachable(
+            f"the exchange with {_server(url)} broke off ({type(error).__name__})", "Trying again may help."
+        ) from None
+
+
+def _no_connection(url: str, why: str) -> tuple[str, str]:
+    where = _server(url)
+    lower = why.lower()
+    if "certificate" in lower or "ssl" in lower or "tls" in lower:
+        return (
+            f"no TLS connection to {where}: its certificate or protocol is not accepted",
+            "Check the host name and the date; for a private authority set SSL_CERT_FILE.",
+        )
+    if (
+        "name or service" in lower
+        or "getaddrinfo" in lower
+        or "name resolution" in lower
+        or "nodename" in lower
+    ):
+        return f"the host of {where} is not known", "Check the URL and the name service."
+    return f"no connection to {where}", "Check the URL, that the server runs, and firewall or proxy."
+
+
+def _server(url: str) -> str:
+    try:
+        return origin(url)
+    except ExportError:
+        return printable(url)
+
+
+def _target(
+    method: str, url: str, response: httpx.Response, elsewhere: bool, refusal: type[ExportError]
+) -> str:
+    location = response.headers.get("location")
+    if not location or (method != "GET" and response.status_code not in (307, 308)):
+        raise refusal(
+            f"{printable(url)} answered with a redirect ({response.status_code}) that cannot be followed",
+            "Check fhir_url.",
+        )
+    try:
+        target: str = urljoin(url, location)
+    except ValueError:
+        raise refusal(f"{printable(url)} redirects to an unreadable address", "Report it.") from None
+    require_secure(target, error=refusal)
+    if url.lower().startswith("https:") and not target.lower().startswith("https:"):
+        raise refusal(f"{printable(url)} redirects from https to http", "This is never followed.")
+    if not elsewhere and origin(target, error=refusal) != origin(url, error=refusal):
+        raise refusal(
+            f"{printable(url)} redirects to {printable(target)}",
+            "The token does not follow to another server; if that is the right one, set fhir_url to it.",
+        )
+    return target
+
+
+def _read(response: httpx.Response) -> bytes:
+    error = response.status_code >= 400
+    limit = LONGEST_ERROR_BODY if error else LONGEST_BODY
+    parts: list[bytes] = []
+    size = 0
+    for part in response.iter_bytes():
+        parts.append(part)
+        size += len(part)
+        if size > limit:
+            if error:
+                break
+            raise VerificationFailed(f"{printable(str(response.url))} answered with more than {limit} bytes")
+    return b"".join(parts)[:limit]

@@ -1,0 +1,173 @@
+"""What a server says about an error, made safe to print: OperationOutcome, OAuth or gateway JSON, HTML, text.
+
+Nothing from here holds a query string, a token-like run of characters or a control character.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from dataclasses import dataclass
+from typing import Any
+
+LONGEST_TEXT = 300
+HIDDEN = "[hidden]"
+
+# FHIR R4 issue-type: `transient` and those of its children that do pass (`exception` is what servers say for
+# all).
+_TRANSIENT = frozenset({"transient", "lock-error", "no-store", "timeout", "incomplete", "throttled"})
+_UNDECIDED = frozenset({"exception", "unknown", "informational", ""})
+_MICROSOFT_TERMINAL = "export operation failed for reason"
+
+_JWT = re.compile(r"\beyJ[\w-]*(\.[\w-]*)*")
+_BEARER = re.compile(r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{6,}")
+_QUERY = re.compile(r"\?[^\s\"'<>]*")
+_PAIRS = re.compile(r"[\w.%~-]+=[^\s&\"'<>]*(?:&(?:amp;)?[\w.%~-]+=[^\s&\"'<>]*)+")
+_SECRET_PAIR = re.compile(
+    r"(?i)\b([\w-]*(?:token|secret|password|assertion|signature|sig|key|authorization))"
+    r"(\"?\s*[=:]\s*\"?)[^\s\"',;&<>]{6,}"
+)
+_USERINFO = re.compile(r"(://)[^/\s@]+@")
+_LONG_RUN = re.compile(r"[A-Za-z0-9+/_=%~.-]{40,}")
+
+
+@dataclass(frozen=True)
+class Issue:
+    """One issue of an OperationOutcome; `text` is cleaned."""
+
+    severity: str
+    code: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """An OperationOutcome, as far as it decides what to do next."""
+
+    issues: tuple[Issue, ...]
+
+    @property
+    def transient(self) -> bool:
+        """Whether it says: try again (protocol fact 21). Terminal wins over transient."""
+        return not self.terminal and any(issue.code in _TRANSIENT for issue in self.issues)
+
+    @property
+    def terminal(self) -> bool:
+        """Whether it is Microsoft's report of a failed job, whatever the HTTP status (protocol fact 24)."""
+        return any(issue.text.lower().startswith(_MICROSOFT_TERMINAL) for issue in self.issues)
+
+    @property
+    def decided(self) -> bool:
+        """Whether some issue names a cause that will not pass by itself."""
+        return self.terminal or any(
+            issue.code not in _TRANSIENT | _UNDECIDED and issue.severity in ("error", "fatal")
+            for issue in self.issues
+        )
+
+    @property
+    def failed(self) -> bool:
+        """Whether any issue is an error."""
+        return any(issue.severity in ("error", "fatal") for issue in self.issues)
+
+    @property
+    def text(self) -> str:
+        """All issues in one line of at most 300 characters."""
+        parts = [": ".join(part for part in (each.code, each.text) if part) for each in self.issues]
+        return clean("; ".join(part for part in parts if part)) or "an OperationOutcome without issues"
+
+
+def read_outcome(body: bytes) -> Outcome | None:
+    """The body's OperationOutcome, None when it holds none. Never raises."""
+    value = read_json(body)
+    return outcome_of(value) if isinstance(value, dict) else None
+
+
+def outcome_of(value: dict[str, Any]) -> Outcome | None:
+    """The OperationOutcome in an already parsed JSON object, None when it is another resource."""
+    if value.get("resourceType") != "OperationOutcome":
+        return None
+    issues = value.get("issue")
+    return Outcome(
+        tuple(_issue(each) for each in issues if isinstance(each, dict)) if isinstance(issues, list) else ()
+    )
+
+
+def describe(body: bytes) -> str:
+    """What an error body says, in at most 300 safe characters."""
+    if not body.strip():
+        return "an empty body"
+    value = read_json(body)
+    if isinstance(value, dict):
+        outcome = outcome_of(value)
+        return outcome.text if outcome is not None else _other_json(value)
+    if looks_like_markup(body):
+        return "an HTML page" if _is_html(body) else "an XML document"
+    return clean(body[:4096].decode("utf-8", "replace")) or "an unreadable body"
+
+
+def read_json(body: bytes) -> Any:
+    """The JSON value of a body, None when it is not JSON."""
+    try:
+        return json.loads(body.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        return None
+
+
+def looks_like_markup(body: bytes) -> bool:
+    """Whether it begins like HTML or XML."""
+    return body.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"<"
+
+
+def clean(text: str, longest: int = LONGEST_TEXT) -> str:
+    """One line, without control characters, query strings, credentials and token-like runs."""
+    line = "".join(" " if unicodedata.category(each) in _UNPRINTABLE else each for each in text[:20_000])
+    line = _USERINFO.sub(r"\1", line)
+    line = _JWT.sub(HIDDEN, line)
+    line = _BEARER.sub(rf"\1 {HIDDEN}", line)
+    line = _QUERY.sub(_hide_query, line)
+    line = _PAIRS.sub(HIDDEN, line)
+    line = _SECRET_PAIR.sub(rf"\1\2{HIDDEN}", line)
+    line = _LONG_RUN.sub(_hide_run, line)
+    line = " ".join(line.split())
+    return line if len(line) <= longest else f"{line[: longest - 3]}..."
+
+
+_UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+
+
+def _hide_query(match: re.Match[str]) -> str:
+    return f"?{HIDDEN}" if "=" in match[0] or len(match[0]) > 20 else match[0]
+
+
+def _hide_run(match: re.Match[str]) -> str:
+    # Long paths of a URL consist of short words; a token does not.
+    words = re.split(r"[/.]", match[0])
+    return match[0] if all(len(word) < 40 for word in words) else HIDDEN
+
+
+def _is_html(body: bytes) -> bool:
+    head = body[:2048].lower()
+    return b"<html" in head or b"<!doctype html" in head or b"<head" in head or b"<body" in head
+
+
+def _issue(value: dict[str, Any]) -> Issue:
+    details = value.get("details")
+    texts = [value.get("diagnostics")]
+    if isinstance(details, dict):
+        texts.append(details.get("text"))
+    text = next((each for each in texts if isinstance(each, str) and each.strip()), "")
+    return Issue(_word(value.get("severity")), _word(value.get("code")), clean(text))
+
+
+def _word(value: object) -> str:
+    return clean(value, 40) if isinstance(value, str) else ""
+
+
+def _other_json(value: dict[str, Any]) -> str:
+    # OAuth {"error", "error_description"}, Azure {"error": {"code", "message"}}, API Management {"Name",
+    # "Code"}.
+    source = value["error"] if isinstance(value.get("error"), dict) else value
+    names = ("error", "error_description", "code", "Code", "Name", "message", "statusCode", "title", "detail")
+    said = [str(source[name]) for name in names if isinstance(source.get(name), str | int)]
+    return clean(": ".join(part for part in said if part)) or "a JSON body without an explanation"

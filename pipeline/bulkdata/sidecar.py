@@ -1,0 +1,83 @@
+"""The small files beside the data: `error` (OperationOutcomes) and `deleted` (Bundles), read with `ndjson`.
+
+Protocol facts 12, 22 and 31. Both take the decoded blocks of `decoding.decoded_blocks`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import ndjson
+
+from pipeline.bulkdata.decoding import lines
+from pipeline.errors import VerificationFailed
+
+SEVERITIES = ("fatal", "error", "warning", "information")
+
+_TARGET = re.compile(
+    r"(?:^|/)(?P<type>[A-Z][A-Za-z]{1,63})/(?P<id>[A-Za-z0-9\-._~]{1,256})(?:/_history/[^/?#]+)?$"
+)
+
+
+def outcome_counts(blocks: Iterable[bytes]) -> dict[str, int]:
+    """How many issues of each severity an `error` file holds; all four severities are keys.
+
+    An issue of unknown severity, an outcome without issues and another resource in its place count as
+    `error`: what is not understood must not move the watermark. Raises VerificationFailed for a line that is
+    no JSON object.
+    """
+    counts = dict.fromkeys(SEVERITIES, 0)
+    for resource in _resources(blocks, "error"):
+        issues = resource.get("issue") if resource.get("resourceType") == "OperationOutcome" else None
+        for issue in issues if isinstance(issues, list) and issues else [None]:
+            severity = issue.get("severity") if isinstance(issue, dict) else None
+            counts[severity if severity in SEVERITIES else "error"] += 1
+    return counts
+
+
+def deleted_resources(blocks: Iterable[bytes]) -> list[tuple[str, str]]:
+    """(type, id) of each deletion in a `deleted` file, in order; other entries of the Bundles are passed
+    over.
+
+    Raises VerificationFailed for a deletion that names no single resource: leaving it out would keep what is
+    gone.
+    """
+    found: list[tuple[str, str]] = []
+    for number, bundle in enumerate(_resources(blocks, "deleted"), start=1):
+        entries = bundle.get("entry", [])
+        if bundle.get("resourceType") != "Bundle" or not isinstance(entries, list):
+            raise VerificationFailed(
+                f"line {number} of a deleted file is no Bundle", "Ask the server's operator."
+            )
+        for entry in entries:
+            request = entry.get("request") if isinstance(entry, dict) else None
+            if not isinstance(request, dict) or request.get("method") != "DELETE":
+                continue
+            match = _TARGET.search(str(request.get("url", "")))
+            if match is None:
+                raise VerificationFailed(
+                    f"line {number} of a deleted file deletes something that is not Type/id",
+                    "Ask the server's operator.",
+                )
+            found.append((match["type"], match["id"]))
+    return found
+
+
+def _resources(blocks: Iterable[bytes], kind: str) -> Iterator[dict[str, Any]]:
+    reader = ndjson.reader(line.decode("utf-8") for line in lines(blocks))
+    number = 0
+    while True:
+        number += 1
+        try:
+            resource = next(reader)
+        except StopIteration:
+            return
+        except (ValueError, RecursionError):
+            resource = None
+        if not isinstance(resource, dict):
+            raise VerificationFailed(
+                f"line {number} of a {kind} file is no JSON object", "It is fetched anew later."
+            )
+        yield resource

@@ -1,0 +1,464 @@
+"""The command line, `fhir-export`: the same verbs that Dagster runs, for a terminal and for scripts."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from pipeline.errors import ConfigError, ExportError
+from pipeline.terminal.screen import age, bytes_bar, give, give_json, give_table, number, say, working
+
+if TYPE_CHECKING:
+    from pipeline.config import Config, Source
+    from pipeline.exports.check import Verdict
+    from pipeline.exports.overview import ExportDetails, ExportSummary
+
+# Typer joins the lines of an epilog; only paragraphs stay apart.
+EPILOG = "\n\n".join(
+    (
+        "[bold]First steps[/bold]",
+        "fhir-export demo  -  all of it, on a FHIR server with made-up data",
+        "fhir-export keys new --out keys/hosp_a.pem  -  a key for a server of yours",
+        "fhir-export jwks --key keys/hosp_a.pem  -  its public half, to register there",
+        "fhir-export check hosp_a  -  what is still wrong, and what to do",
+        "fhir-export run hosp_a --wait  -  an export now; the schedule does it nightly",
+        "[bold]Exit codes[/bold]",
+        "0 done, 1 unexpected, 2 usage or configuration, 3 refused by a server, 4 verification failed, "
+        "5 still running, 6 server not reachable, 7 lake not usable, 130 interrupted",
+    )
+)
+
+app = typer.Typer(
+    name="fhir-export",
+    help="Export FHIR servers in bulk, on schedule, to typed tables: Parquet and Delta, with lineage.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+keys_app = typer.Typer(help="Make the private keys that sign in at servers.", no_args_is_help=True)
+app.add_typer(keys_app, name="keys")
+
+
+@dataclass
+class _Options:
+    """What stands before the command."""
+
+    config: Path | None = None
+
+    def load(self) -> Config:
+        from pipeline.config import load_config
+
+        return load_config(self.config)
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+SourceArgument = Annotated[
+    str, typer.Argument(metavar="SOURCE", help="Name of a source in the configuration.")
+]
+OptionalSource = Annotated[
+    str | None, typer.Argument(metavar="[SOURCE]", help="Name of a source; without one, all of them.")
+]
+ExportArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="EXPORT", help="SOURCE/ID such as hosp_a/20260131T020000Z; the ID alone where unique."
+    ),
+]
+
+
+@app.callback()
+def _globals(
+    context: typer.Context,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The configuration. Default: $EXPORTS_CONFIG, or $DAGSTER_HOME/exports.yaml.",
+        ),
+    ] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show where an unexpected error happened.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        give(f"fhir-export {installed('fhir-export-pipeline')}")
+        raise typer.Exit
+    context.obj = _Options(config)
+    context.meta["debug"] = debug
+
+
+def _options(context: typer.Context) -> _Options:
+    options = context.obj
+    assert isinstance(options, _Options)  # noqa: S101 - for the type checker: `_globals` runs first
+    return options
+
+
+# --- trying and checking -----------------------------------------------------------------------------
+
+
+@app.command()
+def demo() -> None:
+    """A whole night on a FHIR server with made-up data: kick-off, download, tables, lineage.
+
+    Needs no configuration and no network; writes below ./lake and dagster_home/ only.
+    """
+    from pipeline.demo import run_demo
+
+    run_demo(say=give)
+
+
+@app.command()
+def check(context: typer.Context, source: OptionalSource = None, as_json: Json = False) -> None:
+    """Find out what is wrong: key, server, sign-in, token, a small read, group, lake, in that order.
+
+    The first line that is bad is the one to mend. Nothing is exported.
+    """
+    from pipeline.exports.check import check_source, first_bad
+
+    config = _options(context).load()
+    found: list[tuple[Source, list[Verdict]]] = []
+    for each in _chosen(config, source):
+        with working(f"checking {each.name}"):
+            verdicts = check_source(config, each)
+        found.append((each, verdicts))
+        if not as_json:
+            _show_verdicts(each, verdicts)
+    if as_json:
+        give_json(
+            [{"source": each.name, **verdict.as_json()} for each, verdicts in found for verdict in verdicts]
+        )
+    bad = [verdict for _, verdicts in found if (verdict := first_bad(verdicts))]
+    if bad:
+        raise typer.Exit(bad[0].exit_code)
+
+
+def _show_verdicts(source: Source, verdicts: Sequence[Verdict]) -> None:
+    give(f"{source.name} ({source.fhir_url})")
+    for verdict in verdicts:
+        give(f"  {verdict.status:<8}{verdict.name}: {verdict.cause}")
+        if verdict.advice:
+            give(f"          -> {verdict.advice}")
+
+
+def _chosen(config: Config, name: str | None) -> tuple[Source, ...]:
+    if name is not None:
+        return (config.source(name),)
+    if not config.sources:
+        raise ConfigError("the configuration names no source", "Add one under sources")
+    return config.sources
+
+
+# --- keys --------------------------------------------------------------------------------------------
+
+
+@keys_app.command("new")
+def keys_new(
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where the private key goes (PEM, mode 0600).")],
+    algorithm: Annotated[
+        Literal["RS384", "ES384"],
+        typer.Option(help="RS384: RSA with 3072 bits. ES384: elliptic curve P-384."),
+    ] = "RS384",
+) -> None:
+    """Make a private key. Only this machine sees it; what you register is its public half.
+
+    Example: fhir-export keys new --algorithm ES384 --out keys/hosp_a.pem
+    """
+    from pipeline.auth.keys import generate_key, write_private_key
+    from pipeline.auth.signers import PemSigner
+
+    pem = generate_key(algorithm)
+    write_private_key(out, pem)
+    kid = PemSigner.from_pem(pem, algorithm).kid
+    say(f"{out} holds a new private key for {algorithm}, kid {kid}")
+    say(f"Register its public half at the server: fhir-export jwks --key {out}")
+
+
+@app.command()
+def jwks(
+    context: typer.Context,
+    key: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="One private key; else those of all sources in the configuration."),
+    ] = None,
+    serve: Annotated[bool, typer.Option("--serve", help="Serve it at /.well-known/jwks.json.")] = False,
+    host: Annotated[str, typer.Option(help="With --serve: the address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="With --serve: the port; 0 takes a free one.")] = 8080,
+) -> None:
+    """Print the public JWK Set to register at a server, or serve it (behind your own TLS).
+
+    A server needs it either pasted in, or as a URL that it reads again when keys change.
+    """
+    from pipeline.terminal import public_keys
+
+    missing: list[ExportError] = []
+
+    def note(source: str, error: ExportError) -> None:
+        missing.append(error)
+        say(f"the key of {source} is missing: {error}")
+
+    keys = public_keys.set_of_file(key) if key else public_keys.set_of_sources(_options(context).load(), note)
+    if serve:
+        public_keys.serve(keys, host, port, lambda url: say(f"serving {len(keys['keys'])} keys at {url}"))
+        return
+    give_json(keys)
+    if missing:
+        raise typer.Exit(missing[0].exit_code)
+
+
+# --- exports -----------------------------------------------------------------------------------------
+
+
+@app.command()
+def run(
+    context: typer.Context,
+    source: SourceArgument,
+    wait: Annotated[
+        bool,
+        typer.Option("--wait", help="Stay until the tables are published; else end once it is accepted."),
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="The last line of output is the result as JSON.")
+    ] = False,
+) -> None:
+    """Export now. No daemon is needed; Dagster's UI shows it all the same.
+
+    Without --wait Dagster's sensor goes on with it. Example: fhir-export run hosp_a --wait
+    """
+    options = _options(context)
+    config = options.load()
+    chosen = config.source(source)
+    from pipeline.orchestration.local import run_source
+
+    with working(f"exporting {source}") as tell:
+        outcome = run_source(config, chosen, wait=wait, say=tell)
+    if not as_json and outcome.tables:
+        give_table(
+            ("table", "rows"),
+            [(name, number(rows)) for name, rows in sorted(outcome.tables.items())],
+            ("rows",),
+        )
+    say(f"{source}/{outcome.export_id} is {outcome.state}: {outcome.reason}")
+    if as_json:
+        give_json(
+            {
+                "export_id": outcome.export_id,
+                "state": outcome.state,
+                "tables": outcome.tables,
+                "quarantined": outcome.quarantined,
+            }
+        )
+    if outcome.error is not None:
+        raise typer.Exit(outcome.error.exit_code)
+    if wait and outcome.state != "published":
+        raise typer.Exit(5)
+
+
+@app.command("exports")
+def list_exports(
+    context: typer.Context,
+    source: OptionalSource = None,
+    as_json: Json = False,
+    limit: Annotated[int, typer.Option(min=1, help="The newest so many of each source.")] = 20,
+) -> None:
+    """List the export runs: state, rows, age, reason and what is next."""
+    from pipeline.exports.overview import summaries, watching_session
+
+    config = _options(context).load()
+    chosen = _chosen(config, source)
+    found = [each for one in chosen for each in summaries(watching_session(config, one), limit)]
+    if as_json:
+        give_json([each.as_json() for each in found])
+    elif found:
+        give_table(
+            ("export", "state", "rows", "age", "reason", "next"), [_row(each) for each in found], ("rows",)
+        )
+    else:
+        say("no export run yet; `fhir-export run SOURCE --wait` makes one")
+
+
+def _row(summary: ExportSummary) -> tuple[str, ...]:
+    return (
+        summary.label,
+        summary.state,
+        number(summary.rows),
+        age(summary.age),
+        summary.reason,
+        summary.next_step,
+    )
+
+
+@app.command()
+def show(context: typer.Context, export: ExportArgument, as_json: Json = False) -> None:
+    """Show one export run: what was asked, what came, what happened when."""
+    from pipeline.exports.overview import details, find_export, watching_session
+
+    config = _options(context).load()
+    source, export_id = find_export(config, export)
+    found = details(watching_session(config, source), export_id)
+    if as_json:
+        give_json(found.as_json())
+    else:
+        _show_details(config, found)
+
+
+def _show_details(config: Config, found: ExportDetails) -> None:
+    summary = found.summary
+    lines: list[tuple[str, Any]] = [
+        ("export", summary.label),
+        ("state", f"{summary.state}: {summary.reason}"),
+        ("next", summary.next_step),
+        ("age", age(summary.age)),
+        ("asked for", ", ".join(f"{name} {_plain(value)}" for name, value in found.parameters.items())),
+        ("since", found.since_reason),
+        ("transactionTime", found.transaction_time),
+        ("next _since", found.watermark),
+        ("files", found.files),
+        ("deleted", found.deleted),
+        ("server's errors", ", ".join(f"{n} {severity}" for severity, n in found.error_entries.items())),
+        ("facts", f"{found.folder} in {config.lake}"),
+    ]
+    for name, value in lines:
+        if value not in (None, ""):
+            give(f"{name + ':':<17}{value}")
+    if summary.tables:
+        give("")
+        rows = [
+            (name, number(each.rows), number(each.quarantined), number(each.files), number(each.bytes))
+            for name, each in sorted(summary.tables.items())
+        ]
+        give_table(
+            ("table", "rows", "quarantined", "files", "bytes"),
+            rows,
+            ("rows", "quarantined", "files", "bytes"),
+        )
+    give("")
+    for event in found.history:
+        give(f"{event.at:%Y-%m-%d %H:%M:%S} UTC  {event.what}")
+
+
+def _plain(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+@app.command()
+def cancel(context: typer.Context, export: ExportArgument) -> None:
+    """Give an open export run up: the job on the server is deleted, nothing is published."""
+    from pipeline.exports.overview import find_export
+    from pipeline.exports.owner import this_process
+    from pipeline.exports.session import Session
+    from pipeline.terminal import cancelling
+
+    config = _options(context).load()
+    source, export_id = find_export(config, export)
+    say(cancelling.cancel(Session(config, source, this_process("cli"), log=say), export_id))
+
+
+# --- files and tables --------------------------------------------------------------------------------
+
+
+@app.command()
+def convert(
+    files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="NDJSON files, plain or gzip.")],
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Where the tables go: DIR/patient, DIR/observation, ...")
+    ],
+) -> None:
+    """Turn NDJSON files into tables, without any server. Each run adds a partition to each table.
+
+    Example: fhir-export convert Patient.ndjson Observation.ndjson.gz --out tables
+    """
+    from pipeline.terminal.ndjson_files import bytes_to_read, convert_files
+
+    with bytes_bar("converting", bytes_to_read(files)) as advance:
+        converted = convert_files(files, out, advance)
+    give_table(
+        ("table", "rows"), [(name, number(rows)) for name, rows in converted.tables.items()], ("rows",)
+    )
+    say(f"{out} has a new partition, export_id={converted.export_id}")
+
+
+@app.command("to-ndjson")
+def to_ndjson(
+    context: typer.Context,
+    table: Annotated[
+        str, typer.Argument(metavar="TABLE", help="SOURCE/type such as hosp_a/patient, or a folder.")
+    ],
+    export: Annotated[str | None, typer.Option(metavar="ID", help="One export's rows only.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A new file; else it goes to standard output.")
+    ] = None,
+) -> None:
+    """Turn a table back into NDJSON, each resource as exact as it came.
+
+    Example: fhir-export to-ndjson hosp_a/patient --export 20260131T020000Z --out Patient.ndjson
+    """
+    from pipeline.terminal.tables import find_table, new_file, resources
+
+    address = find_table(table, _options(context).load)
+    export_id = export.rpartition("/")[2] if export else None
+    if out is None:
+        for line in resources(address, export_id):
+            sys.stdout.buffer.write(line + b"\n")
+        sys.stdout.buffer.flush()
+        return
+    written = 0
+    with new_file(out) as file:
+        for line in resources(address, export_id):
+            file.write(line + b"\n")
+            written += 1
+    say(f"{out} holds {written:,} resources")
+
+
+# --- the program -------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """Runs the command line and exits with its code."""
+    sys.exit(_exit_code(sys.argv[1:]))
+
+
+def _exit_code(arguments: Sequence[str]) -> int:
+    """Whatever goes wrong becomes one message and a code; only `--debug` shows a traceback."""
+    try:
+        app(args=list(arguments), prog_name="fhir-export")
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+        if code == 130:
+            say("interrupted")
+        return code
+    except KeyboardInterrupt:
+        say("interrupted")
+        return 130
+    except ExportError as error:
+        say(f"error: {error.cause}")
+        if error.advice:
+            say(f"  -> {error.advice}")
+        return error.exit_code
+    except BrokenPipeError:
+        # Whoever read our output has gone: Python must not complain about it at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:  # noqa: BLE001 - the last resort of a program
+        if "--debug" in arguments:
+            traceback.print_exc()
+        # The text of a foreign error may hold anything, content and secrets too.
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        say(f"error: unexpected {type(error).__name__} in {Path(where.filename).name}, line {where.lineno}")
+        say("  -> run it again as `fhir-export --debug ...` to see more, and report it")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    main()

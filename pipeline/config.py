@@ -1,0 +1,331 @@
+"""The configuration file: what to export from where, and where to write it.
+
+One YAML file, named by `EXPORTS_CONFIG`; else `exports.yaml` in `DAGSTER_HOME`; else
+`dagster_home/exports.yaml` of the working directory. Relative paths in it start at the file's own folder.
+It never holds a secret, only references to secrets (`env:NAME`, `file:PATH`, `keyvault:URL`).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+import yaml
+from cronsim import CronSim, CronSimError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from pipeline.errors import ConfigError
+
+PROFILE_NAMES = ("smart", "apim-smart", "aidbox", "smartbox", "azure-fhir", "azure-fhir-export")
+
+_REFERENCE = re.compile(r"^(env|file|keyvault):(.+)$", re.DOTALL)
+_FHIR_ID = re.compile(r"^[A-Za-z0-9\-.]{1,128}$")
+_INSTANT = re.compile(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)$")
+
+
+def _check_reference(value: str) -> str:
+    if not _REFERENCE.match(value):
+        raise ValueError(
+            "a secret must be a reference (env:NAME, file:PATH or keyvault:URL), never the secret itself"
+        )
+    return value
+
+
+SecretReference = Annotated[str, AfterValidator(_check_reference)]
+
+
+class _Strict(BaseModel):
+    # hide_input: a value that is refused may be a secret that somebody pasted in.
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class LakeAuth(_Strict):
+    """How the lake's storage account is opened (Azure only; a local lake needs none)."""
+
+    kind: Literal[
+        "default",
+        "managed-identity",
+        "workload-identity",
+        "service-principal",
+        "sas",
+        "connection-string",
+        "none",
+    ] = "default"
+    client_id: str | None = None
+    tenant_id: str | None = None
+    client_secret: SecretReference | None = None
+    sas: SecretReference | None = None
+    connection_string: SecretReference | None = None
+
+
+class Auth(_Strict):
+    """Who we are at the source: a SMART backend client, or an Entra identity."""
+
+    kind: Literal["smart", "entra-secret", "managed-identity", "workload-identity", "none"] = "smart"
+    client_id: str | None = None
+    private_key: SecretReference | None = None
+    algorithm: Literal["RS384", "ES384"] = "RS384"
+    kid: str | None = None
+    token_url: str | None = None
+    audience: str | None = None
+    scope: str = "system/*.rs"
+    token_body: Literal["form", "json"] = "form"  # noqa: S105 - a format, not a password
+    tenant_id: str | None = None
+    client_secret: SecretReference | None = None
+    certificate: SecretReference | None = None
+    authority: str | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> Auth:
+        if self.kind == "smart":
+            missing = [name for name in ("client_id", "private_key") if getattr(self, name) is None]
+            if missing:
+                raise ValueError(f"kind smart needs {' and '.join(missing)}")
+        return self
+
+
+class Export(_Strict):
+    """What to ask for."""
+
+    level: Literal["group", "patient", "system"] = "group"
+    group: str | None = None
+    types: tuple[str, ...] | None = None
+    type_filters: tuple[str, ...] = ()
+    elements: tuple[str, ...] = ()
+    since: str = "auto"
+
+    @field_validator("group")
+    @classmethod
+    def _group_id(cls, value: str | None) -> str | None:
+        if value is not None and not _FHIR_ID.match(value):
+            raise ValueError("a group is named by its FHIR id (letters, digits, - and .)")
+        return value
+
+    @field_validator("since")
+    @classmethod
+    def _since(cls, value: str) -> str:
+        if value not in ("auto", "never") and not _INSTANT.match(value):
+            raise ValueError("must be auto, never or an instant such as 2026-01-31T00:00:00Z")
+        return value
+
+    @model_validator(mode="after")
+    def _group_level(self) -> Export:
+        if self.level == "group" and not self.group:
+            raise ValueError("level group needs group: the FHIR id of the Group to export")
+        return self
+
+
+class Downloads(_Strict):
+    """How the files of a manifest are fetched, and from where."""
+
+    auth: Literal["auto", "bearer", "none", "storage"] = "auto"
+    allow_hosts: tuple[str, ...] = ()
+    concurrency: Annotated[int, Field(ge=1, le=32)] = 4
+
+
+class Source(_Strict):
+    """One FHIR server + client registration + what to export."""
+
+    name: str
+    profile: Literal["smart", "apim-smart", "aidbox", "smartbox", "azure-fhir", "azure-fhir-export"] = "smart"
+    fhir_url: str
+    auth: Auth
+    export: Export
+    downloads: Downloads = Downloads()
+    tenant: str | None = None
+    schedule: str = "0 2 * * *"
+    timezone: str = "UTC"
+    max_attempts: Annotated[int, Field(ge=1, le=20)] = 3
+    release: bool = True
+    deadline_hours: Annotated[float, Field(gt=0)] = 24
+    keep_raw: bool = True
+    on_count_mismatch: Literal["fail", "warn"] = "fail"
+    shards: dict[str, Annotated[int, Field(ge=1, le=64)]] = {}
+    """Staging steps per resource type, for types with many files; 1 where not named."""
+
+    @field_validator("name")
+    @classmethod
+    def _name(cls, value: str) -> str:
+        if not re.fullmatch(r"[a-z][a-z0-9_]{0,62}", value):
+            raise ValueError("must be lower case letters, digits and _, starting with a letter")
+        return value
+
+    @field_validator("fhir_url")
+    @classmethod
+    def _url(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.username:
+            raise ValueError("must be the server's FHIR base URL, such as https://fhir.example.org/r4")
+        if parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
+            raise ValueError("must be https; plain http is for this machine only")
+        return value.rstrip("/")
+
+    @field_validator("schedule")
+    @classmethod
+    def _cron(cls, value: str) -> str:
+        try:
+            if len(value.split()) != 5:
+                raise CronSimError("not five fields")
+            CronSim(value, datetime(2026, 1, 1))
+        except CronSimError:
+            raise ValueError('must be a cron expression of five fields, such as "0 2 * * *"') from None
+        return value
+
+    @field_validator("timezone")
+    @classmethod
+    def _timezone(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (ZoneInfoNotFoundError, ValueError):
+            raise ValueError("must be a time zone such as UTC or Europe/Berlin") from None
+        return value
+
+
+class Config(_Strict):
+    """The whole file."""
+
+    lake: str
+    lake_auth: LakeAuth = LakeAuth()
+    executor: Literal["in_process", "multiprocess"] = "in_process"
+    """How the steps of a run are executed: one after the other in the run's process, or in processes."""
+    sources: tuple[Source, ...] = ()
+    folder: Path = Field(default=Path(), exclude=True)
+    """Where the file lies: relative paths start here. Set by `load_config`, not in the file."""
+
+    @field_validator("sources")
+    @classmethod
+    def _unique(cls, value: tuple[Source, ...]) -> tuple[Source, ...]:
+        names = [source.name for source in value]
+        doubles = sorted({name for name in names if names.count(name) > 1})
+        if doubles:
+            raise ValueError(f"two sources are named {', '.join(doubles)}")
+        return value
+
+    @field_validator("lake")
+    @classmethod
+    def _lake_url(cls, value: str) -> str:
+        scheme = urlsplit(value).scheme
+        if scheme not in ("", "file", "abfs", "abfss"):
+            raise ValueError(
+                "must be a folder, file:///path or abfs://container@account.dfs.core.windows.net/path"
+            )
+        return value
+
+    def source(self, name: str | None) -> Source:
+        """The source of that name; without a name, the only one there is."""
+        names = ", ".join(source.name for source in self.sources)
+        if name is None:
+            if len(self.sources) == 1:
+                return self.sources[0]
+            raise ConfigError("name a source", f"There are: {names or 'none'}")
+        for source in self.sources:
+            if source.name == name:
+                return source
+        raise ConfigError(f"there is no source {name!r}", f"There are: {names or 'none'}")
+
+
+def default_config_path() -> Path:
+    """Where the configuration is looked for; see the module's docstring."""
+    named = os.environ.get("EXPORTS_CONFIG")
+    if named:
+        return Path(named).expanduser()
+    home = os.environ.get("DAGSTER_HOME")
+    if home and (Path(home) / "exports.yaml").is_file():
+        return Path(home) / "exports.yaml"
+    return Path("dagster_home") / "exports.yaml"
+
+
+def load_config(path: Path | None = None) -> Config:
+    """Reads and checks the configuration. Raises `ConfigError` naming each wrong key and what it takes."""
+    path = (path or default_config_path()).absolute()
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"there is no configuration at {path}", "Set EXPORTS_CONFIG to the path of your exports.yaml"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is not UTF-8 text") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "not YAML"
+        raise ConfigError(f"{path} is not valid YAML{where}: {problem}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} must hold keys (lake, sources), not {type(data).__name__}")
+    try:
+        return Config.model_validate({**data, "folder": path.parent})
+    except ValidationError as error:
+        raise ConfigError(f"{path} is wrong:\n{_explain(error, data)}") from None
+
+
+def _explain(error: ValidationError, data: dict[str, Any]) -> str:
+    lines = []
+    for problem in error.errors(include_url=False, include_input=False, include_context=False):
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            message = "there is no such key"
+        lines.append(f"  {_key_path(problem['loc'], data)}: {message}")
+    return "\n".join(lines)
+
+
+def _key_path(location: tuple[int | str, ...], data: Any) -> str:
+    """`sources[hosp_a].auth.client_id`: an entry of a list is named by its `name` where it has one."""
+    path = ""
+    for key in location:
+        if isinstance(key, int):
+            entry = data[key] if isinstance(data, list) and key < len(data) else None
+            name = entry.get("name") if isinstance(entry, dict) else None
+            path += f"[{name if isinstance(name, str) else key}]"
+            data = entry
+        else:
+            path += f".{key}" if path else key
+            data = data.get(key) if isinstance(data, dict) else None
+    return path or "the file"
+
+
+def resolve_secret(reference: str, folder: Path) -> bytes:
+    """The secret that `reference` names, read when it is used: one missing secret harms one source only.
+
+    Raises `ConfigError` naming the reference, never the secret.
+    """
+    match = _REFERENCE.match(reference)
+    if not match:
+        raise ConfigError("a secret must be a reference: env:NAME, file:PATH or keyvault:URL")
+    kind, rest = match.groups()
+    if kind == "env":
+        value = os.environ.get(rest)
+        if not value:
+            raise ConfigError(f"the environment variable {rest} is not set", f"It is named by {reference}")
+        return value.encode()
+    if kind == "file":
+        path = folder / Path(rest).expanduser()
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise ConfigError(
+                f"{path} cannot be read: {error.strerror}",
+                f"It is named by {reference}; `fhir-export keys new --out {rest}` makes a private key",
+            ) from None
+    raise ConfigError(f"{kind}: references are not supported by this version", "Use file: or env: for now")
+
+
+def secret_path(reference: str, folder: Path) -> Path | None:
+    """The path behind a `file:` reference; None for the other kinds."""
+    match = _REFERENCE.match(reference)
+    return folder / Path(match.group(2)).expanduser() if match and match.group(1) == "file" else None

@@ -1,0 +1,8 @@
+"""What Dagster loads: the sources of the configuration file (`EXPORTS_CONFIG`, see `pipeline.config`)."""
+
+from __future__ import annotations
+
+from pipeline.config import load_config
+from pipeline.orchestration.factory import build_definitions
+
+defs = build_definitions(load_config())

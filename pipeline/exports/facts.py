@@ -1,0 +1,232 @@
+"""The facts of an export run: small files, each written once and never changed (design, Facts).
+
+Their names say what happened, their content who did it, when and why. State is which of them exist.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from pipeline.exports.owner import Owner
+
+FileKind = Literal["output", "deleted", "error"]
+
+
+class Fact(BaseModel):
+    """What all facts have in common: when it was written, UTC. Members of later versions are kept out."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    at: datetime
+
+
+class Intent(Fact):
+    """About to ask (`intent.json`; asked again: `intent-0002.json`): written before the request is sent."""
+
+    number: int
+    owner: Owner
+    parameters: dict[str, Any]
+    """The kick-off parameters, as `KickoffParameters` takes them."""
+    fingerprint: str
+    """Of level, group, types, filters and elements: exports with the same one share a watermark."""
+    since_reason: str
+    """In words, why `_since` is what it is."""
+
+
+class IntentError(Fact):
+    """A request that brought no job that we know of (`intent-0001.error.json`)."""
+
+    reason: str
+    advice: str = ""
+    retry_at: datetime | None = None
+    """When the server wants to be asked again; None: it did not say 'later'."""
+    certain: bool = True
+    """False when no answer came: a job may run there that nobody knows of."""
+
+
+class Request(Fact):
+    """Accepted (`request.json`): the server works on it."""
+
+    intent: int
+    status_url: str
+    owner: Owner
+
+
+class ManifestFact(Fact):
+    """The manifest as first seen (`manifest.json`, further pages `manifest-0002.json`), every member kept.
+
+    Query strings of file URLs are replaced by their sha256: they are capabilities.
+    """
+
+    transaction_time: str
+    pages: int
+    page: dict[str, Any]
+
+
+class ClosingFact(Fact):
+    """The end without a receipt: held, gone, rejected, cancelled, withdrawn; and released after one."""
+
+    reason: str
+    advice: str = ""
+
+
+class Claim(Fact):
+    """One attempt to ingest (`attempts/0001.json`): who works on it since when."""
+
+    number: int
+    owner: Owner
+
+
+class AttemptError(Fact):
+    """How an attempt ended badly (`attempts/0001.error.json`)."""
+
+    reason: str
+    advice: str = ""
+    kind: str
+    """The class of the error."""
+    counts: bool = True
+    """False when it was no failure of the export: asked too early, or taken over."""
+    transient: bool = False
+
+
+class LandedFile(BaseModel):
+    """One file of the manifest, byte for byte in the lake."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: FileKind
+    index: int
+    """Position in its list of the manifest, over all pages, from 0."""
+    type: str | None
+    url: str
+    """Without its query string."""
+    count: int | None
+    """What the manifest says."""
+    lines: int
+    decoded_bytes: int
+    sha256: str
+    """Of the decoded bytes."""
+    encoding: Literal["identity", "gzip"]
+    etag: str | None
+    offset: int
+    """Where its bytes begin in the raw file, and how many there are."""
+    length: int
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """`output-000012`: what rows and lineage call it."""
+        return f"{self.kind}-{self.index:06d}"
+
+
+class LandedBatch(Fact):
+    """Files that lie together in one raw file (`landed/<type>-<first index>.json`)."""
+
+    type: str
+    """Table name, or `deleted` / `error` for those lists."""
+    number: int
+    attempt: int
+    raw: str
+    """Path of the raw file, from the lake's root."""
+    files: tuple[LandedFile, ...]
+
+    @property
+    def raw_bytes(self) -> int:
+        return sum(file.length for file in self.files)
+
+
+class StagedPartFact(BaseModel):
+    """One Parquet file below the table's folder."""
+
+    model_config = ConfigDict(frozen=True)
+
+    path: str
+    rows: int
+    bytes: int
+    columns: str
+    """The Parquet schema, as `pipeline.tables.schema` writes it to text."""
+
+
+class FileRows(BaseModel):
+    """What became of one file."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    lines: int
+    rows: int
+    quarantined: int
+
+
+class StagedBatch(Fact):
+    """A landed batch, converted (`staged/<attempt>/<type>-<first index>.json`); no reader sees it yet."""
+
+    type: str
+    number: int
+    attempt: int
+    parts: tuple[StagedPartFact, ...]
+    files: tuple[FileRows, ...]
+
+    @property
+    def rows(self) -> int:
+        return sum(file.rows for file in self.files)
+
+    @property
+    def quarantined(self) -> int:
+        return sum(file.quarantined for file in self.files)
+
+
+class TableCounts(BaseModel):
+    """One table's share of an export."""
+
+    model_config = ConfigDict(frozen=True)
+
+    resource_type: str
+    rows: int
+    quarantined: int
+    files: int
+    bytes: int
+    """Of Parquet."""
+    parts: int
+    version: int
+    """Of the Delta table: where this export was committed."""
+
+
+class Publication(Fact):
+    """Every table is committed (`published/<attempt>.json`), and `_exports` says so."""
+
+    attempt: int
+    owner: Owner
+    tables: dict[str, TableCounts]
+
+
+class Receipt(Fact):
+    """All of it is published and verified (`receipts/<attempt>.json`); the highest attempt counts."""
+
+    attempt: int
+    owner: Owner
+    transaction_time: str
+    watermark: str | None
+    """The instant that a next `_since` may start from; None when this export must not move it."""
+    incomplete: tuple[str, ...]
+    """Why it must not: empty when the export is complete."""
+    fingerprint: str
+    tables: dict[str, TableCounts]
+    files: int
+    raw_bytes: int
+    decoded_bytes: int
+    deleted: int
+    """Resources named in the manifest's `deleted` files."""
+    error_entries: dict[str, int]
+    """OperationOutcome issues in the manifest's `error` files, by severity."""
+
+    @property
+    def rows(self) -> int:
+        return sum(table.rows for table in self.tables.values())
+
+    @property
+    def quarantined(self) -> int:
+        return sum(table.quarantined for table in self.tables.values())

@@ -1,0 +1,40 @@
+"""The id of an export run: `YYYYMMDDTHHMMSSZ`, the scheduled time or the time of the request."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Container
+from datetime import UTC, datetime, timedelta
+
+from pipeline.errors import ConfigError
+
+_FORMAT = "%Y%m%dT%H%M%SZ"
+_PATTERN = re.compile(r"^\d{8}T\d{6}Z$")
+
+
+def is_export_id(text: str) -> bool:
+    """Whether `text` is a well-formed id of a moment that exists."""
+    if not _PATTERN.match(text):
+        return False
+    try:
+        datetime.strptime(text, _FORMAT).replace(tzinfo=UTC)
+    except ValueError:
+        return False
+    return True
+
+
+def require_export_id(text: str) -> str:
+    """`text` itself. Raises `ConfigError` when it is no export id."""
+    if not is_export_id(text):
+        raise ConfigError(
+            f"{text!r} is not the id of an export", "An id is a moment in UTC, written 20260131T020000Z"
+        )
+    return text
+
+
+def export_id_at(moment: datetime, taken: Container[str] = ()) -> str:
+    """The id for a moment; where it is taken, the next free second."""
+    moment = moment.astimezone(UTC).replace(microsecond=0)
+    while (text := moment.strftime(_FORMAT)) in taken:
+        moment += timedelta(seconds=1)
+    return text

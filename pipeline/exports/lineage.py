@@ -1,0 +1,183 @@
+"""Lineage: `_lineage`, one row per source file, and `_exports`, one row per export that is whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pipeline.exports.attempt import Attempt
+from pipeline.exports.facts import FileRows, LandedBatch, StagedBatch, TableCounts
+from pipeline.exports.session import Session
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pyarrow as pa
+
+    from pipeline.bulkdata.manifest import Manifest
+
+
+def lineage_schema() -> pa.Schema:
+    """Columns of `_lineage`: which bytes of which file of which manifest became which rows, by which run."""
+    import pyarrow as pa
+
+    text, number, when = pa.string(), pa.int64(), pa.timestamp("us", "UTC")
+    return pa.schema(
+        [
+            ("source_file", text),  # what `_source_file` in the tables names
+            ("kind", text),
+            ("manifest_index", number),
+            ("resource_type", text),
+            ("table_name", text),
+            ("url", text),
+            ("etag", text),
+            ("sha256", text),
+            ("decoded_bytes", number),
+            ("manifest_count", number),
+            ("lines", number),
+            ("rows", number),
+            ("quarantined", number),
+            ("warnings", pa.list_(text)),
+            ("raw_path", text),
+            ("raw_offset", number),
+            ("raw_length", number),
+            ("raw_encoding", text),
+            ("transaction_time", text),
+            ("landed_at", when),
+            ("attempt", number),
+            ("dagster_run_id", text),
+        ]
+    )
+
+
+def exports_schema() -> pa.Schema:
+    """Columns of `_exports`: an export is whole when it is listed here (design, Tables)."""
+    import pyarrow as pa
+
+    text, number, when = pa.string(), pa.int64(), pa.timestamp("us", "UTC")
+    table = pa.struct([("table_name", text), ("rows", number), ("quarantined", number), ("version", number)])
+    return pa.schema(
+        [
+            ("transaction_time", text),
+            ("request", text),
+            ("level", text),
+            ("group_id", text),
+            ("since", text),
+            ("since_reason", text),
+            ("fingerprint", text),
+            ("requested_at", when),
+            ("accepted_at", when),
+            ("published_at", when),
+            ("files", number),
+            ("rows", number),
+            ("quarantined", number),
+            ("tables", pa.list_(table)),
+            ("attempt", number),
+            ("dagster_run_id", text),
+        ]
+    )
+
+
+def write_lineage(
+    session: Session,
+    attempt: Attempt,
+    manifest: Manifest,
+    landed: Sequence[LandedBatch],
+    staged: Sequence[StagedBatch],
+) -> None:
+    """Replaces this export's rows of `_lineage`."""
+    became = {file.name: file for batch in staged for file in batch.files}
+    rows = [
+        {
+            "source_file": file.name,
+            "kind": file.kind,
+            "manifest_index": file.index,
+            "resource_type": file.type,
+            "table_name": batch.type if file.kind == "output" else None,
+            "url": file.url,
+            "etag": file.etag,
+            "sha256": file.sha256,
+            "decoded_bytes": file.decoded_bytes,
+            "manifest_count": file.count,
+            "lines": file.lines,
+            "rows": _rows(became.get(file.name)),
+            "quarantined": _quarantined(became.get(file.name)),
+            "warnings": list(file.warnings),
+            "raw_path": batch.raw,
+            "raw_offset": file.offset,
+            "raw_length": file.length,
+            "raw_encoding": file.encoding,
+            "transaction_time": manifest.transaction_time,
+            "landed_at": batch.at,
+            "attempt": attempt.number,
+            "dagster_run_id": session.owner.run_id,
+        }
+        for batch in landed
+        for file in batch.files
+    ]
+    _replace(session, attempt, "_lineage", rows, lineage_schema())
+
+
+def write_exports_row(
+    session: Session, attempt: Attempt, manifest: Manifest, tables: Mapping[str, TableCounts]
+) -> None:
+    """Lists the export as whole; called after the last table's commit."""
+    from pipeline.auth.origins import printable
+
+    facts = attempt.facts
+    request, intents = facts.request, {intent.number: intent for intent in facts.intents}
+    intent = intents.get(request.intent) if request else None
+    parameters = intent.parameters if intent else {}
+    row = {
+        "transaction_time": manifest.transaction_time,
+        "request": printable(manifest.request) if manifest.request else None,
+        "level": parameters.get("level"),
+        "group_id": parameters.get("group"),
+        "since": parameters.get("since"),
+        "since_reason": intent.since_reason if intent else None,
+        "fingerprint": intent.fingerprint if intent else None,
+        "requested_at": intent.at if intent else None,
+        "accepted_at": request.at if request else None,
+        "published_at": session.now(),
+        "files": len(manifest.files),
+        "rows": sum(counts.rows for counts in tables.values()),
+        "quarantined": sum(counts.quarantined for counts in tables.values()),
+        "tables": [
+            {"table_name": name, "rows": c.rows, "quarantined": c.quarantined, "version": c.version}
+            for name, c in tables.items()
+        ],
+        "attempt": attempt.number,
+        "dagster_run_id": session.owner.run_id,
+    }
+    _replace(session, attempt, "_exports", [row], exports_schema())
+
+
+def _rows(file: FileRows | None) -> int | None:
+    return file.rows if file else None
+
+
+def _quarantined(file: FileRows | None) -> int | None:
+    return file.quarantined if file else None
+
+
+def _replace(
+    session: Session, attempt: Attempt, table: str, rows: list[dict[str, Any]], schema: pa.Schema
+) -> None:
+    import pyarrow as pa
+
+    from pipeline.tables.delta import write_small_partition
+
+    def put(local: Path, path: str) -> None:
+        session.lake.put_file(local, f"{session.table(table)}/{path}")
+
+    with session.lake.spool() as spool:
+        write_small_partition(
+            session.table_uri(table),
+            export_id=attempt.export_id,
+            attempt=attempt.number,
+            replaces_after=attempt.facts.settled_attempt,
+            table=pa.Table.from_pylist(rows, schema=schema),
+            put=put,
+            spool=spool,
+            storage_options=session.lake.storage_options,
+        )

@@ -1,0 +1,215 @@
+"""The manifest of an export: stored once, then matched with what the server shows later (design, Facts)."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit, urlunsplit
+
+from pipeline.errors import JobFailed, JobGone, StillRunning, Unreachable, VerificationFailed
+from pipeline.exports.attempt import Attempt, landed_whole
+from pipeline.exports.closing import close
+from pipeline.exports.facts import FileKind, ManifestFact
+from pipeline.exports.request import require_request
+from pipeline.exports.session import Session
+from pipeline.exports.state import Poll, next_step
+
+if TYPE_CHECKING:
+    from pipeline.bulkdata.answers import StatusAnswer
+    from pipeline.bulkdata.manifest import Manifest, ManifestFile
+
+FileKey = tuple[FileKind, int]
+
+
+def without_query(url: str) -> str:
+    """The URL without query string and fragment: what may be stored and printed."""
+    return urlunsplit(urlsplit(url)._replace(query="", fragment=""))
+
+
+def stored_manifest(session: Session, export_id: str) -> Manifest:
+    """The manifest as it was first seen, signatures removed. Raises `LakeError` when there is none."""
+    from pipeline.bulkdata.manifest import assemble
+
+    return assemble([fact.page for fact in session.ledger.manifest_pages(export_id)])
+
+
+def store_manifest(session: Session, export_id: str, manifest: Manifest) -> None:
+    """Writes the manifest's pages; the first one last, so that its existence means all of them."""
+    from pipeline.bulkdata.manifest import redacted_page
+
+    facts = [
+        ManifestFact(
+            at=session.now(),
+            transaction_time=manifest.transaction_time,
+            pages=len(manifest.pages),
+            page=redacted_page(page),
+        )
+        for page in manifest.pages
+    ]
+    for number in range(len(facts), 1, -1):
+        session.ledger.write(export_id, f"manifest-{number:04d}.json", facts[number - 1])
+    session.ledger.write(export_id, "manifest.json", facts[0])
+
+
+@dataclass
+class LiveManifest:
+    """File URLs that work now. They stay in memory, and are asked for again when they have expired."""
+
+    session: Session
+    attempt: Attempt
+    _files: dict[FileKey, ManifestFile] | None = None
+    _requires_token: bool | None = None
+    _lock: Lock = field(default_factory=Lock)
+
+    def file(self, key: FileKey) -> tuple[ManifestFile, bool | None]:
+        """The file with a live URL, and the manifest's `requiresAccessToken`."""
+        with self._lock:
+            if self._files is None:
+                self._read()
+            assert self._files is not None  # noqa: S101 - for the type checker: _read has filled it
+            return self._files[key], self._requires_token
+
+    def expire(self, file: ManifestFile) -> None:
+        """That URL is refused: the next one comes from a fresh status read. One read serves all threads."""
+        with self._lock:
+            if self._files is not None and self._files.get((file.kind, file.index)) is file:
+                self._files = None
+
+    def _read(self) -> None:
+        stored = stored_manifest(self.session, self.attempt.export_id)
+        self.take(stored, ask_for_manifest(self.session, self.attempt))
+
+    def take(self, stored: Manifest, live: Manifest) -> None:
+        """Uses a manifest that was just read. Raises `VerificationFailed` when it is not the stored one."""
+        self._files = match(stored.files, live.files)
+        self._requires_token = live.requires_access_token
+
+
+_live: dict[tuple[str, str, str, int], LiveManifest] = {}
+
+
+def live_manifest(session: Session, attempt: Attempt) -> LiveManifest:
+    """The live URLs of this attempt; one for all steps of a process, so that the server is asked once."""
+    key = (session.lake.root, attempt.facts.source, attempt.export_id, attempt.number)
+    if key not in _live:
+        _live.clear()  # an earlier attempt's URLs are of no use
+    return _live.setdefault(key, LiveManifest(session, attempt))
+
+
+def open_manifest(session: Session, attempt: Attempt) -> Manifest:
+    """The manifest to ingest, stored if it is new. The server is not asked when all bytes are here already.
+
+    Raises `StillRunning`, `JobGone`, `JobFailed`, `Unreachable`, `AuthError`, `VerificationFailed`.
+    """
+    facts = attempt.facts
+    if landed_whole(session, facts):
+        return stored_manifest(session, facts.export_id)
+    manifest = ask_for_manifest(session, attempt)
+    if facts.manifest is None:
+        store_manifest(session, facts.export_id, manifest)
+    stored = stored_manifest(session, facts.export_id)
+    live_manifest(session, attempt).take(stored, manifest)
+    return stored
+
+
+def ask_for_manifest(session: Session, attempt: Attempt) -> Manifest:
+    """Reads the status, which must be complete by now; writes down when the job is over without a result."""
+    from pipeline.bulkdata.answers import Complete, Failed, Gone, InProgress, RetryLater
+
+    facts = attempt.facts
+    answer = _patient_status(session, require_request(facts).status_url)
+    if isinstance(answer, Complete):
+        return answer.manifest
+    if isinstance(answer, RetryLater):
+        raise Unreachable(f"the server puts us off: {answer.reason}", "", answer.retry_after)
+    if isinstance(answer, InProgress):
+        if is_overdue(session, attempt):
+            cancel_export(session, attempt.export_id, f"not ready within {session.source.deadline_hours:g} h")
+            raise JobFailed("the export was not ready before its deadline and was cancelled", _ASK_AGAIN)
+        raise StillRunning(f"the server still works on {facts.label}", "It is ingested when it is ready")
+    if isinstance(answer, Gone):
+        reason = f"the server does not know the job any more (HTTP {answer.http_status})"
+        close(session, attempt.export_id, "gone", reason)
+        raise JobGone(reason, _ASK_AGAIN)
+    assert isinstance(answer, Failed)  # noqa: S101 - for the type checker: nothing else is left
+    reason = f"the server ended the job with HTTP {answer.http_status}: {answer.reason}"
+    close(session, attempt.export_id, "gone", reason)
+    raise JobFailed(reason, _ASK_AGAIN)
+
+
+def _patient_status(session: Session, url: str) -> StatusAnswer:
+    """The status; short waits that the server asks for are waited here, since the job is known to be over."""
+    from pipeline.bulkdata.answers import RetryLater
+
+    for _ in range(_SHORT_WAITS):
+        answer = session.client.status(url)
+        if not isinstance(answer, RetryLater) or (answer.retry_after or 0) > _SHORT_WAIT:
+            return answer
+        time.sleep(answer.retry_after or 2.0)
+    return session.client.status(url)
+
+
+_SHORT_WAIT = 30.0
+_SHORT_WAITS = 4
+_ASK_AGAIN = "A new export run asks for everything again"
+
+
+def is_overdue(session: Session, attempt: Attempt) -> bool:
+    """Whether the deadline of the export has passed."""
+    step = next_step(attempt.facts, session.now(), session.policy, lambda _: True)
+    if isinstance(step, Poll):
+        return step.overdue
+    return session.now() > require_request(attempt.facts).at + session.policy.deadline
+
+
+def cancel_export(session: Session, export_id: str, reason: str) -> bool:
+    """DELETEs the job and closes the export; False when the server did not confirm.
+
+    Raises `ConfigError` when there is nothing to cancel.
+    """
+    from pipeline.errors import ExportError
+
+    facts = session.ledger.read(export_id)
+    url = require_request(facts).status_url
+    confirmed, advice = True, ""
+    try:
+        session.client.delete(url)
+    except ExportError as error:
+        confirmed, advice = False, f"The job may still run on the server: {error.cause}"
+    close(session, export_id, "cancelled", reason, advice)
+    return confirmed
+
+
+def match(stored: Sequence[ManifestFile], live: Sequence[ManifestFile]) -> dict[FileKey, ManifestFile]:
+    """Which live file is which stored one: by list, type, URL without query and count, else by position.
+
+    Raises `VerificationFailed` when a file vanished, appeared, or changed its type or count.
+    """
+    by_key: dict[tuple[object, ...], list[ManifestFile]] = defaultdict(list)
+    for file in live:
+        by_key[_identity(file)].append(file)
+    if Counter(map(_identity, stored)) == Counter({key: len(files) for key, files in by_key.items()}):
+        return {(file.kind, file.index): by_key[_identity(file)].pop(0) for file in stored}
+    places = {(file.kind, file.index): file for file in live}
+    if len(stored) != len(live) or any((file.kind, file.index) not in places for file in stored):
+        raise VerificationFailed(
+            f"the manifest has changed: {len(stored)} files at first, {len(live)} now",
+            "Nothing is published; start a new export run when the server is done changing it",
+        )
+    for file in stored:
+        other = places[file.kind, file.index]
+        if (file.type, file.count) != (other.type, other.count):
+            raise VerificationFailed(
+                f"the manifest has changed: {file.kind} file {file.index} was {file.type} with "
+                f"{file.count} lines, and is {other.type} with {other.count} now",
+                "Nothing is published; start a new export run",
+            )
+    return {(file.kind, file.index): places[file.kind, file.index] for file in stored}
+
+
+def _identity(file: ManifestFile) -> tuple[object, ...]:
+    return (file.kind, file.type, without_query(file.url), file.count)

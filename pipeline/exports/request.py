@@ -1,0 +1,190 @@
+"""The kick-off: intent first, then the request, then what came of it (design, Facts)."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, replace
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from pipeline.errors import (
+    ConfigError,
+    ExportError,
+    KickoffRejected,
+    LakeError,
+    StillRunning,
+    Unreachable,
+)
+from pipeline.exports.closing import reject
+from pipeline.exports.facts import Intent, IntentError, Request
+from pipeline.exports.identity import require_export_id
+from pipeline.exports.ledger import Facts
+from pipeline.exports.session import Session
+from pipeline.exports.state import Busy, Closed, KickOff, Reject
+from pipeline.exports.watermark import Since, since_for
+
+if TYPE_CHECKING:
+    from pipeline.bulkdata.parameters import KickoffParameters
+
+
+def request_export(session: Session, export_id: str, patience: timedelta = timedelta(minutes=2)) -> Facts:
+    """Kicks the export off, once, and returns its facts; one that was accepted before is left as it is.
+
+    Waits up to `patience` when the server wants to be asked again later; beyond that the sensor asks again.
+    Raises `KickoffRejected`, `AuthError`, `ConfigError`, `Unreachable`, `StillRunning`, `LakeError`.
+    """
+    require_export_id(export_id)
+    give_up = session.now() + patience
+    while True:
+        facts = session.ledger.read(export_id)
+        if facts.request or _adopt(session, facts):
+            return session.ledger.read(export_id)
+        step = _kickoff_step(session, facts)
+        pause = (step.not_before - session.now()).total_seconds() if step.not_before else 0
+        if pause > 0:
+            if session.now() + timedelta(seconds=pause) > give_up:
+                raise Unreachable(
+                    f"{facts.label} is not accepted yet: {step.reason}", "It is asked again later", pause
+                )
+            session.log(f"asking again in {pause:.0f} s: {step.reason}")
+            time.sleep(pause)
+        try:
+            return _ask(session, facts, step.number)
+        except Unreachable as error:
+            session.log(str(error))
+            if session.now() >= give_up:
+                raise
+
+
+def _kickoff_step(session: Session, facts: Facts) -> KickOff:
+    step = session.next_step(facts)
+    match step:
+        case KickOff():
+            return step
+        case Busy(owner, _) if owner != session.owner:
+            raise StillRunning(f"run {owner.run_id} is asking for {facts.label} at this moment")
+        case Busy():  # our own last try, which brought no answer
+            last = facts.intents[-1]
+            return KickOff(last.number + 1, "no answer", last.at + timedelta(seconds=5 * len(facts.intents)))
+        case Reject(reason, advice):
+            reject(session, facts.export_id, step)
+            raise KickoffRejected(reason, advice)
+        case Closed(state):
+            raise KickoffRejected(
+                f"{facts.label} is {state}; it is not asked for again", "Start a new export run"
+            )
+        case _:
+            raise LakeError(f"{facts.label} has damaged facts: {', '.join(facts.damaged)}", "Restore them")
+
+
+def kickoff_parameters(session: Session) -> tuple[KickoffParameters, Since]:
+    """What the configuration asks for, `_since` included. Raises `ConfigError`."""
+    from pipeline.bulkdata.parameters import KickoffParameters
+
+    export = session.source.export
+    parameters = KickoffParameters(
+        level=export.level,
+        group=export.group,
+        types=export.types or (),
+        type_filters=export.type_filters,
+        elements=export.elements,
+        since=None,
+        until=None,
+    )
+    ids = session.ledger.export_ids() if export.since == "auto" and export.level != "group" else []
+    facts = [session.ledger.read(each) for each in ids]
+    receipts = [each.receipt for each in facts if each.receipt and "withdrawn" not in each.closings]
+    since = since_for(session.source, receipts, parameters.fingerprint())
+    return (replace(parameters, since=since.value) if since.value else parameters), since
+
+
+def _ask(session: Session, facts: Facts, number: int) -> Facts:
+    from pipeline.bulkdata.answers import Throttled
+
+    export_id = facts.export_id
+    parameters, since = kickoff_parameters(session)
+    intent = Intent(
+        at=session.now(),
+        number=number,
+        owner=session.owner,
+        parameters=asdict(parameters),
+        fingerprint=parameters.fingerprint(),
+        since_reason=since.reason,
+    )
+    name = "intent.json" if number == 1 else f"intent-{number:04d}.json"
+    if not session.ledger.write(export_id, name, intent):
+        raise StillRunning(f"another run is asking for {facts.label} at this moment")
+    try:
+        answer = session.client.kick_off(parameters)
+    except KickoffRejected as error:
+        _note(session, export_id, number, error)
+        reject(session, export_id, Reject(error.cause, error.advice))
+        raise
+    except Unreachable as error:
+        _note(session, export_id, number, error, certain=False)
+        raise
+    except ExportError as error:
+        _note(session, export_id, number, error)
+        raise
+    if isinstance(answer, Throttled):
+        orphan = any(_unanswered(facts, each) for each in facts.intents)
+        advice = (
+            "An earlier request brought no answer: the job that keeps the server busy may be its orphan"
+            if orphan
+            else ""
+        )
+        again = session.now() + timedelta(seconds=answer.retry_after)
+        reason = f"the server takes no export now ({answer.reason})"
+        fact = IntentError(at=session.now(), reason=reason, advice=advice, retry_at=again)
+        session.ledger.write(export_id, f"intent-{number:04d}.error.json", fact)
+        raise Unreachable(reason, advice, answer.retry_after)
+    _accept(session, export_id, number, answer.status_url)
+    return session.ledger.read(export_id)
+
+
+def _unanswered(facts: Facts, intent: Intent) -> bool:
+    error = facts.intent_errors.get(intent.number)
+    return error is None or not error.certain
+
+
+def _note(session: Session, export_id: str, number: int, error: ExportError, *, certain: bool = True) -> None:
+    again = None
+    if isinstance(error, Unreachable) and error.retry_after:
+        again = session.now() + timedelta(seconds=error.retry_after)
+    fact = IntentError(
+        at=session.now(), reason=error.cause, advice=error.advice, retry_at=again, certain=certain
+    )
+    session.ledger.write(export_id, f"intent-{number:04d}.error.json", fact)
+
+
+def _accept(session: Session, export_id: str, number: int, status_url: str) -> None:
+    """Remembers the status URL in two places, the second also when the first fails."""
+    try:
+        session.witness.accepted(export_id, number, status_url)
+    except Exception as error:  # noqa: BLE001 - whatever failed there must not lose the status URL
+        session.log(f"the accepted kick-off could not be observed: {type(error).__name__}")
+    request = Request(at=session.now(), intent=number, status_url=status_url, owner=session.owner)
+    session.ledger.write(export_id, "request.json", request)
+
+
+def _adopt(session: Session, facts: Facts) -> bool:
+    """Finds a job that was accepted although the fact could not be written."""
+    if not facts.intents:
+        return False
+    found = session.witness.find_accepted(facts.export_id)
+    if found is None:
+        return False
+    number, status_url = found
+    request = Request(at=session.now(), intent=number, status_url=status_url, owner=session.owner)
+    session.ledger.write(facts.export_id, "request.json", request)
+    session.log("adopted the job that an earlier run had been given")
+    return True
+
+
+def require_request(facts: Facts) -> Request:
+    """The accepted request. Raises `ConfigError` when this export was never kicked off."""
+    if facts.request is None:
+        raise ConfigError(
+            f"{facts.label} has no accepted kick-off", "Materialize export_request of this partition first"
+        )
+    return facts.request

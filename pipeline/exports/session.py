@@ -1,0 +1,98 @@
+"""What one run needs to work on one source: configuration, lake, facts, client, and who it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from typing import TYPE_CHECKING, Protocol
+
+from pipeline.config import Config, Source
+from pipeline.exports.ledger import Facts, Ledger
+from pipeline.exports.owner import Owner
+from pipeline.exports.state import Policy, Step, next_step
+from pipeline.lake.lake import Lake, open_lake
+
+if TYPE_CHECKING:
+    from pipeline.bulkdata.client import BulkClient
+    from pipeline.bulkdata.profiles import Profile
+
+
+class Witness(Protocol):
+    """A second place that remembers an accepted kick-off, should writing the fact fail (design, Facts)."""
+
+    def accepted(self, export_id: str, intent: int, status_url: str, /) -> None:
+        """Records the status URL at once."""
+
+    def find_accepted(self, export_id: str, /) -> tuple[int, str] | None:
+        """Intent number and status URL that were recorded for this export."""
+
+
+class NoWitness:
+    """For work outside an orchestrator: the fact is the only record."""
+
+    def accepted(self, _export_id: str, _intent: int, _status_url: str, /) -> None:
+        return None
+
+    def find_accepted(self, _export_id: str, /) -> tuple[int, str] | None:
+        return None
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True)
+class Session:
+    """One run's work on one source. Cheap to make: nothing is contacted or read before it is needed."""
+
+    config: Config
+    source: Source
+    owner: Owner
+    is_dead: Callable[[Owner], bool] = Owner.process_is_dead
+    witness: Witness = field(default_factory=NoWitness)
+    now: Callable[[], datetime] = utc_now
+    log: Callable[[str], None] = lambda _: None
+    """Takes progress in words; never content, tokens or signed URLs."""
+
+    @cached_property
+    def lake(self) -> Lake:
+        return open_lake(self.config.lake, self.config.folder)
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        return Ledger(self.lake, self.source.name)
+
+    @cached_property
+    def profile(self) -> Profile:
+        from pipeline.bulkdata.profiles import PROFILES
+
+        return PROFILES[self.source.profile]
+
+    @cached_property
+    def client(self) -> BulkClient:
+        """Raises `ConfigError` when the key or another secret is missing."""
+        from pipeline.exports.connection import connect
+
+        return connect(self.config, self.source)
+
+    @property
+    def policy(self) -> Policy:
+        return Policy(
+            max_attempts=self.source.max_attempts,
+            deadline=timedelta(hours=self.source.deadline_hours),
+            release=self.source.release,
+            keep_raw=self.source.keep_raw,
+        )
+
+    def next_step(self, facts: Facts) -> Step:
+        """What the rules say is next for an export, as seen by this run."""
+        return next_step(facts, self.now(), self.policy, self.is_dead)
+
+    def table(self, table: str) -> str:
+        """A table's folder, from the lake's root."""
+        return f"{self.source.name}/tables/{table}"
+
+    def table_uri(self, table: str) -> str:
+        return self.lake.table_uri(self.table(table))

@@ -1,0 +1,280 @@
+"""`export_manifest`, the tables, `export_receipt`: from a finished export to published tables.
+
+The tables are one graph of static steps: a stage per type (or shard of it), then one step that publishes all.
+No `DynamicOut`: a worker killed in a fan-out would lose the steps that had not started (facts/dagster.md 1).
+"""
+
+# No `from __future__ import annotations`: Dagster reads the type of `context` from the function itself.
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+from dagster._utils.schedules import get_smallest_cron_interval
+
+from pipeline.config import Config, Source
+from pipeline.errors import ExportError
+from pipeline.exports.attempt import claim_attempt, recorded
+from pipeline.exports.publishing import TableEvidence, find_evidence, publish
+from pipeline.orchestration.known_types import remember_types, static_types
+from pipeline.orchestration.names import Names, names_of
+from pipeline.orchestration.runs import session_in_step
+from pipeline.orchestration.table_checks import failed, results, specs_for
+from pipeline.orchestration.table_metadata import table_metadata
+
+if TYPE_CHECKING:
+    from pipeline.bulkdata.manifest import Manifest
+    from pipeline.exports.attempt import Attempt
+    from pipeline.exports.facts import Publication
+    from pipeline.exports.session import Session
+
+Event = dg.Output[None] | dg.AssetCheckResult
+
+
+def build_manifest_asset(config: Config, source: Source) -> dg.AssetsDefinition:
+    """The asset that claims an attempt and reads the manifest."""
+    names = names_of(source)
+
+    @dg.asset(
+        key=names.key("export_manifest"),
+        deps=[names.key("export_request")],
+        partitions_def=names.partitions,
+        group_name=source.name,
+        kinds={"fhir"},
+        description="The manifest of the finished export: which files, of which type, how many lines.",
+    )
+    def export_manifest(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
+        from pipeline.exports.manifests import open_manifest
+
+        session = session_in_step(config, source, context.op_execution_context)
+        attempt = claim_attempt(session, context.partition_key)
+        with recorded(session, attempt):
+            manifest = open_manifest(session, attempt)
+        return dg.MaterializeResult(
+            metadata={
+                "export_id": attempt.export_id,
+                "attempt": attempt.number,
+                "transactionTime": manifest.transaction_time,
+                "pages": len(manifest.pages),
+                "files": len(manifest.files),
+                "lines": sum(file.count or 0 for file in manifest.of_kind("output")),
+                "types": dg.MetadataValue.json(_files_by_type(manifest)),
+                "deleted_files": len(manifest.of_kind("deleted")),
+                "error_files": len(manifest.of_kind("error")),
+            }
+        )
+
+    return export_manifest
+
+
+def build_tables(config: Config, source: Source) -> dg.AssetsDefinition:
+    """The graph of staging steps and the one publish step, with an asset per table."""
+    from pipeline.tables.definitions import table_name
+
+    names = names_of(source)
+    tables = {table_name(each): each for each in static_types(source)}
+    stages = _stages(config, source, tables)
+    publishing = _publish_op(config, source, tables)
+    checks = [spec for table in tables for spec in specs_for(names.key(table))]
+
+    def compose(manifest: Any) -> dict[str, Any]:
+        published = publishing(staged=[stage(manifest) for stage in stages])
+        outputs = [*tables, *(spec.get_python_identifier() for spec in checks)]
+        return {name: getattr(published, name) for name in outputs}
+
+    graph = dg.graph_multi_asset(
+        name=f"{source.name}_tables",
+        ins={"manifest": dg.AssetIn(key=names.key("export_manifest"), dagster_type=dg.Nothing)},
+        outs={
+            table: dg.AssetOut(
+                key=names.key(table),
+                dagster_type=dg.Nothing,
+                description=f"Every {resource_type} of each export, a partition an export run.",
+                kinds={"parquet", "deltalake"},
+            )
+            for table, resource_type in tables.items()
+        },
+        partitions_def=names.partitions,
+        group_name=source.name,
+        check_specs=checks,
+    )(compose)
+    # Fresh at a tick of the schedule: materialized since the tick before it.
+    policy = dg.FreshnessPolicy.cron(
+        deadline_cron=source.schedule,
+        lower_bound_delta=get_smallest_cron_interval(source.schedule),
+        timezone=source.timezone,
+    )
+    return graph.map_asset_specs(lambda spec: dg.apply_freshness_policy(spec, policy))
+
+
+def build_receipt_asset(config: Config, source: Source) -> dg.AssetsDefinition:
+    """The asset that verifies once more, writes the receipt and gives the job back to the server."""
+    from pipeline.tables.definitions import table_name
+
+    names = names_of(source)
+
+    @dg.asset(
+        key=names.key("export_receipt"),
+        deps=[names.key(table_name(each)) for each in static_types(source)],
+        partitions_def=names.partitions,
+        group_name=source.name,
+        kinds={"json"},
+        description="All of it is published and verified: the watermark may move, the server's copy may go.",
+    )
+    def export_receipt(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
+        from pipeline.exports.manifests import stored_manifest
+        from pipeline.exports.receipt import release, write_receipt
+
+        session = session_in_step(config, source, context.op_execution_context)
+        attempt = claim_attempt(session, context.partition_key)
+        with recorded(session, attempt):
+            receipt = write_receipt(session, attempt, stored_manifest(session, attempt.export_id))
+        released = release(session, attempt.export_id)
+        return dg.MaterializeResult(
+            metadata={
+                "export_id": attempt.export_id,
+                "attempt": receipt.attempt,
+                "transactionTime": receipt.transaction_time,
+                "watermark": receipt.watermark or "not moved: " + "; ".join(receipt.incomplete),
+                "complete": not receipt.incomplete,
+                "rows": receipt.rows,
+                "quarantined": receipt.quarantined,
+                "files": receipt.files,
+                "raw_bytes": receipt.raw_bytes,
+                "decoded_bytes": receipt.decoded_bytes,
+                "deleted": receipt.deleted,
+                "error_entries": dg.MetadataValue.json(receipt.error_entries),
+                "released_on_server": released,
+            }
+        )
+
+    return export_receipt
+
+
+def _files_by_type(manifest: "Manifest") -> dict[str, int]:
+    found: dict[str, int] = {}
+    for file in manifest.of_kind("output"):
+        found[file.type or "?"] = found.get(file.type or "?", 0) + 1
+    return found
+
+
+def _stages(config: Config, source: Source, tables: dict[str, str]) -> list[dg.OpDefinition]:
+    """One step per type or shard, one for every other type, one for the `deleted` and `error` files."""
+    stages = []
+    for table, resource_type in tables.items():
+        shards = source.shards.get(resource_type, 1)
+        for shard in range(shards):
+            suffix = f"_{shard + 1}of{shards}" if shards > 1 else ""
+            stages.append(_stage_op(config, source, f"{table}{suffix}", _one(table, shard, shards)))
+    stages.append(_stage_op(config, source, "other_types", _others(source, tables)))
+    stages.append(_stage_op(config, source, "deleted_and_errors", _sidecars))
+    return stages
+
+
+Staging = Callable[["Session", "Attempt", "Manifest"], dict[str, int]]
+
+
+def _stage_op(config: Config, source: Source, name: str, work: Staging) -> dg.OpDefinition:
+    @dg.op(
+        name=f"{source.name}__stage_{name}",
+        ins={"manifest": dg.In(dg.Nothing)},
+        out=dg.Out(dg.Nothing),
+        description="Lands the files' bytes, verifies and converts them; no reader sees anything yet.",
+    )
+    def stage(context: dg.OpExecutionContext) -> None:
+        from pipeline.exports.manifests import stored_manifest
+
+        session = session_in_step(config, source, context)
+        attempt = claim_attempt(session, context.partition_key)
+        with recorded(session, attempt):
+            numbers = work(session, attempt, stored_manifest(session, attempt.export_id))
+        context.log.info(", ".join(f"{value} {what}" for what, value in numbers.items()))
+
+    return stage
+
+
+def _one(table: str, shard: int, shards: int) -> Staging:
+    def work(session: "Session", attempt: "Attempt", manifest: "Manifest") -> dict[str, int]:
+        from pipeline.exports.staging import stage_type
+
+        staged = stage_type(session, attempt, manifest, table, shard, shards)
+        return {"files": staged.files, "rows": staged.rows, "quarantined": staged.quarantined}
+
+    return work
+
+
+def _others(source: Source, tables: dict[str, str]) -> Staging:
+    def work(session: "Session", attempt: "Attempt", manifest: "Manifest") -> dict[str, int]:
+        from pipeline.exports.staging import stage_type, tables_of
+
+        others = {table: each for table, each in tables_of(manifest).items() if table not in tables}
+        rows = sum(stage_type(session, attempt, manifest, table).rows for table in others)
+        remember_types(source, others.values())
+        return {"types beyond the static ones": len(others), "rows": rows}
+
+    return work
+
+
+def _sidecars(session: "Session", attempt: "Attempt", manifest: "Manifest") -> dict[str, int]:
+    from pipeline.exports.staging import land_sidecars
+
+    batches = land_sidecars(session, attempt, manifest)
+    return {"files": sum(len(batch.files) for batch in batches)}
+
+
+def _publish_op(config: Config, source: Source, tables: dict[str, str]) -> dg.OpDefinition:
+    names = names_of(source)
+    checks = [spec for table in tables for spec in specs_for(names.key(table))]
+    outs = {table: dg.Out(dg.Nothing) for table in tables}
+    outs |= {spec.get_python_identifier(): dg.Out(dg.Nothing) for spec in checks}
+
+    @dg.op(
+        name=f"{source.name}__publish",
+        ins={"staged": dg.In(dg.Nothing)},
+        out=outs,
+        description="Checks everything against the manifest, then commits every table, each once.",
+    )
+    def publish_tables(context: dg.OpExecutionContext) -> Iterator[Event]:
+        from pipeline.exports.manifests import stored_manifest
+
+        session = session_in_step(config, source, context)
+        attempt = claim_attempt(session, context.partition_key)
+        manifest = stored_manifest(session, attempt.export_id)
+        try:
+            with recorded(session, attempt):
+                done = publish(session, attempt, manifest, source.export.types or ())
+        except ExportError as error:
+            for table in tables:
+                yield from failed(names.key(table), error.cause)
+            raise
+        evidence = find_evidence(session, attempt, manifest, done)
+        for table in tables:
+            yield from results(names.key(table), evidence.get(table, _NOTHING))
+            yield dg.Output(None, table, metadata=_metadata(session, names, attempt, manifest, table, done))
+        for table in done.tables.keys() - tables.keys():
+            context.log_event(
+                dg.AssetMaterialization(
+                    names.key(table),
+                    partition=attempt.export_id,
+                    metadata=_metadata(session, names, attempt, manifest, table, done),
+                )
+            )
+
+    return publish_tables
+
+
+_NOTHING = TableEvidence(0, 0, 0, 0, 0, 0, 0)
+
+
+def _metadata(
+    session: "Session",
+    names: Names,
+    attempt: "Attempt",
+    manifest: "Manifest",
+    table: str,
+    done: "Publication",
+) -> dict[str, Any]:
+    counts = done.tables.get(table)
+    if counts is None:  # the server sent no file of this type: zero rows, and no table yet
+        return {"dagster/partition_row_count": 0, "export_id": attempt.export_id, "files": 0}
+    return table_metadata(session, names, attempt, manifest, table, counts)

@@ -1,0 +1,58 @@
+"""Keys, names and tags that Dagster knows a source by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import dagster as dg
+
+from pipeline.config import Source
+
+SOURCE_TAG = "fhir-export/source"
+WORK_TAG = "fhir-export/work"
+"""What a requested run is for: `<source>:<export id>:<attempt>`."""
+PROCESS_TAG = "fhir-export/process"
+"""The process that a run lives in, where no launcher looks after it."""
+
+
+@dataclass(frozen=True)
+class Names:
+    """The names of one source."""
+
+    source: str
+
+    @property
+    def partitions(self) -> dg.DynamicPartitionsDefinition:
+        """A partition is an export run (facts/dagster.md 10)."""
+        return dg.DynamicPartitionsDefinition(name=f"{self.source}_exports")
+
+    def key(self, name: str) -> dg.AssetKey:
+        return dg.AssetKey([self.source, name])
+
+    @property
+    def kickoff_job(self) -> str:
+        return f"{self.source}_kickoff"
+
+    @property
+    def ingest_job(self) -> str:
+        return f"{self.source}_ingest"
+
+    @property
+    def tidy_job(self) -> str:
+        return f"{self.source}_tidy"
+
+    @property
+    def schedule(self) -> str:
+        return f"{self.source}_schedule"
+
+    @property
+    def sensor(self) -> str:
+        return f"{self.source}_status"
+
+    @property
+    def tags(self) -> dict[str, str]:
+        return {SOURCE_TAG: self.source}
+
+
+def names_of(source: Source) -> Names:
+    return Names(source.name)

@@ -1,0 +1,68 @@
+"""`group` and `export_request`: what is asked for, and the kick-off."""
+
+# No `from __future__ import annotations`: Dagster reads the type of `context` from the function itself.
+
+from datetime import timedelta
+
+import dagster as dg
+
+from pipeline.config import Config, Source
+from pipeline.exports.request import request_export, require_request
+from pipeline.orchestration.names import names_of
+from pipeline.orchestration.runs import session_in_step
+
+KICKOFF_SECONDS = 600
+"""A kick-off run that takes longer is ended by run monitoring: it never blocks the next night."""
+
+_PATIENCE = timedelta(seconds=120)
+
+
+def group_spec(source: Source) -> dg.AssetSpec:
+    """What the server has: outside of Dagster, the origin of every column."""
+    export = source.export
+    what = {"group": f"Group/{export.group}", "patient": "all patients", "system": "the whole system"}
+    return dg.AssetSpec(
+        names_of(source).key("group"),
+        group_name=source.name,
+        description=f"{what[export.level]} at {source.fhir_url}",
+        metadata={"fhir_url": dg.MetadataValue.url(source.fhir_url)},
+        kinds={"fhir"},
+    )
+
+
+def build_request_asset(config: Config, source: Source) -> dg.AssetsDefinition:
+    """The asset that signs in and kicks off `$export`."""
+    names = names_of(source)
+
+    @dg.asset(
+        key=names.key("export_request"),
+        deps=[names.key("group")],
+        partitions_def=names.partitions,
+        group_name=source.name,
+        kinds={"fhir"},
+        pool=f"{source.name}_kickoff",
+        op_tags={"dagster/retry_on_asset_or_op_failure": "false"},
+        description=(
+            "Signs in as a backend service and kicks off $export, once per partition: materializing it again "
+            "finds the request that was accepted and sends nothing."
+        ),
+    )
+    def export_request(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
+        session = session_in_step(config, source, context.op_execution_context)
+        facts = request_export(session, context.partition_key, _PATIENCE)
+        request = require_request(facts)
+        intent = next(each for each in facts.intents if each.number == request.intent)
+        return dg.MaterializeResult(
+            metadata={
+                "export_id": facts.export_id,
+                "status_url": dg.MetadataValue.text(request.status_url),
+                "accepted_at": request.at.isoformat(),
+                "parameters": dg.MetadataValue.json(
+                    {name: value for name, value in intent.parameters.items() if value}
+                ),
+                "since": intent.since_reason,
+                "requests_sent": len(facts.intents),
+            }
+        )
+
+    return export_request

@@ -1,0 +1,119 @@
+"""Runs as owners of work: which are alive, which are dead, and what they witnessed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import dagster as dg
+from dagster import AssetRecordsFilter, DagsterRunStatus, RunsFilter
+
+from pipeline.config import Config, Source
+from pipeline.exports.owner import Owner, this_process
+from pipeline.exports.session import Session
+from pipeline.orchestration.names import PROCESS_TAG, SOURCE_TAG, Names, names_of
+
+_STATUS_URL = "status_url"
+_INTENT = "intent"
+_UNFINISHED = [
+    DagsterRunStatus.QUEUED,
+    DagsterRunStatus.NOT_STARTED,
+    DagsterRunStatus.STARTING,
+    DagsterRunStatus.STARTED,
+    DagsterRunStatus.CANCELING,
+]
+
+
+def is_dead_in(instance: dg.DagsterInstance) -> Callable[[Owner], bool]:
+    """Tells whether the run of an owner is over, by this instance and by its process.
+
+    A run that the instance does not know (its database was lost, or another instance's) counts as over unless
+    its process lives on this machine: publishing stays safe by the tables' own transactions.
+    """
+
+    def is_dead(owner: Owner) -> bool:
+        run = instance.get_run_by_id(owner.run_id)
+        if run is None:
+            return not owner.process_is_alive()
+        return run.is_finished or owner.process_is_dead()
+
+    return is_dead
+
+
+@dataclass(frozen=True)
+class EventLogWitness:
+    """The event log as the second place that remembers an accepted kick-off (facts/dagster.md 6)."""
+
+    instance: dg.DagsterInstance
+    names: Names
+    log_event: Callable[[dg.AssetObservation], None] | None = None
+
+    def accepted(self, export_id: str, intent: int, status_url: str, /) -> None:
+        if self.log_event is None:
+            return
+        observation = dg.AssetObservation(
+            asset_key=self.names.key("export_request"),
+            partition=export_id,
+            description="kick-off accepted",
+            metadata={_STATUS_URL: dg.MetadataValue.text(status_url), _INTENT: intent},
+        )
+        self.log_event(observation)
+
+    def find_accepted(self, export_id: str, /) -> tuple[int, str] | None:
+        wanted = AssetRecordsFilter(asset_key=self.names.key("export_request"), asset_partitions=[export_id])
+        for record in self.instance.fetch_observations(wanted, limit=100).records:
+            observation = record.asset_observation
+            metadata = observation.metadata if observation else {}
+            if _STATUS_URL in metadata and _INTENT in metadata:
+                return int(str(metadata[_INTENT].value)), str(metadata[_STATUS_URL].value)
+        return None
+
+
+def session_in_step(config: Config, source: Source, context: dg.OpExecutionContext) -> Session:
+    """The session of a step of a run."""
+    in_process = context.job_def.executor_def.name == dg.in_process_executor.name
+    return Session(
+        config=config,
+        source=source,
+        owner=this_process(context.run_id, outlived=not in_process and not _executes_here(context)),
+        is_dead=is_dead_in(context.instance),
+        witness=EventLogWitness(context.instance, names_of(source), context.log_event),
+        log=context.log.info,
+    )
+
+
+def _executes_here(context: dg.OpExecutionContext) -> bool:
+    """A run by `execute_in_process` (the command line) lives in this process whatever its executor."""
+    return PROCESS_TAG in context.run.tags
+
+
+def session_in_daemon(config: Config, source: Source, instance: dg.DagsterInstance) -> Session:
+    """The session of a tick: it looks, and owns nothing."""
+    return Session(
+        config=config,
+        source=source,
+        owner=this_process("tick"),
+        is_dead=is_dead_in(instance),
+        witness=EventLogWitness(instance, names_of(source)),
+    )
+
+
+def process_tag() -> dict[str, str]:
+    """The tag by which `reap_dead_runs` finds the process of a run that nobody else looks after."""
+    return {PROCESS_TAG: this_process("process").model_dump_json()}
+
+
+def reap_dead_runs(instance: dg.DagsterInstance, source: Source) -> list[str]:
+    """Fails the runs whose process was killed: no launcher watches those of the command line.
+
+    Their pool slots are freed, so that a killed kick-off never blocks the next (facts/dagster.md 8).
+    """
+    reaped = []
+    wanted = RunsFilter(statuses=_UNFINISHED, tags={SOURCE_TAG: source.name})
+    for run in instance.get_runs(wanted, limit=50):
+        tag = run.tags.get(PROCESS_TAG)
+        if tag and Owner.model_validate_json(tag).process_is_dead():
+            instance.report_run_failed(run, message="the process of this run ended without a word")
+            instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+            reaped.append(run.run_id)
+    return reaped

@@ -1,0 +1,237 @@
+"""Parquet parts: writing with one schema, widening without copying, rewriting to a wider schema.
+
+A part is one immutable Parquet file of one table. Its schema's hash lies in the footer under
+`fhir_export.schema_sha256`; all its columns are nullable and its lists are three-level (rule 7).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Any
+
+from pipeline.errors import LakeError, VerificationFailed
+from pipeline.tables import schema as schemas
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+HASH_KEY = b"fhir_export.schema_sha256"
+ROW_GROUP_ROWS = 128 * 1024
+"""Rows in a row group at most (rule 10)."""
+ROW_GROUP_BYTES = 64 * 1024 * 1024
+"""Arrow bytes read at a time when a part is rewritten, roughly."""
+
+
+@dataclass(frozen=True)
+class LocalPart:
+    """A finished Parquet file on the local disk."""
+
+    path: Path
+    rows: int
+    bytes: int
+    schema: pa.Schema
+
+
+class PartWriter:
+    """One Parquet file, whole or absent: leaving the `with` block by an exception removes it.
+
+    Closing a half-written ParquetWriter gives a valid, short file; hence this class.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        import pyarrow.parquet as pq
+
+        self.path = path
+        self.schema = schemas.plain(schema)
+        self.rows = 0
+        digest = schemas.schema_hash(self.schema).encode()
+        self._file: IO[bytes] = path.open("wb")
+        self._writer = pq.ParquetWriter(
+            self._file,
+            self.schema.with_metadata({HASH_KEY: digest}),
+            compression="zstd",
+            compression_level=1,
+            write_statistics=True,
+            use_compliant_nested_type=True,
+        )
+
+    def write(self, table: pa.Table) -> None:
+        """Add rows (any table that this part's schema covers), in row groups of at most 128k rows."""
+        wide = widen(table, self.schema).replace_schema_metadata(self._writer.schema.metadata)
+        self._writer.write_table(wide, row_group_size=ROW_GROUP_ROWS)
+        self.rows += table.num_rows
+
+    def close(self) -> LocalPart:
+        """Finish the file and force it to the disk."""
+        self._writer.close()
+        self._file.flush()
+        self._file.close()
+        return LocalPart(self.path, self.rows, self.path.stat().st_size, self.schema)
+
+    def abort(self) -> None:
+        """Remove the file, whatever state it is in."""
+        # The footer that close() would write makes a half file look whole; the file goes first.
+        self.path.unlink(missing_ok=True)
+        with contextlib.suppress(Exception):
+            self._writer.close()
+        self._file.close()
+
+    def __enter__(self) -> PartWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self.abort()
+
+
+# --- widening ----------------------------------------------------------------------------------------
+
+
+def widen(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The same rows under a schema that covers the table's: new columns are null, at every depth.
+
+    Values are not copied; only nulls are made. Raises VerificationFailed when the schema does not cover the
+    table.
+    """
+    import pyarrow as pa
+
+    schema = schemas.plain(schema)
+    if schemas.plain(table.schema) == schema:
+        return table.cast(schema) if table.schema != schema else table.replace_schema_metadata(None)
+    if not schemas.covers(schema, table.schema):
+        raise VerificationFailed(
+            "Rows hold columns that the target schema lacks", "Take the union of both schemas first"
+        )
+    columns = []
+    for field in schema:
+        position = table.schema.get_field_index(field.name)
+        if position < 0:
+            columns.append(pa.nulls(table.num_rows, field.type))
+        else:
+            chunks = [_widen_array(chunk, field.type) for chunk in table.column(position).chunks]
+            columns.append(pa.chunked_array(chunks, type=field.type))
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _widen_array(array: pa.Array, kind: pa.DataType) -> pa.Array:
+    import pyarrow as pa
+
+    if array.type.equals(kind, check_metadata=False) and not pa.types.is_nested(kind):
+        return array
+    if pa.types.is_struct(kind):
+        children = []
+        for field in kind.fields:
+            position = array.type.get_field_index(field.name)
+            if position < 0:
+                children.append(pa.nulls(len(array), field.type))
+            else:
+                children.append(_widen_array(array.field(position), field.type))
+        mask = array.is_null() if array.null_count else None
+        return pa.StructArray.from_arrays(children, fields=list(kind.fields), mask=mask)
+    if pa.types.is_list(kind) and pa.types.is_list(array.type):
+        # From the buffers, because `ListArray.from_arrays` takes no nulls together with sliced offsets.
+        validity, offsets = array.buffers()[:2]
+        inner = _widen_array(array.values, kind.value_type)
+        return pa.Array.from_buffers(
+            kind, len(array), [validity, offsets], array.null_count, array.offset, children=[inner]
+        )
+    return array.cast(kind)
+
+
+# --- reading and rewriting ---------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def open_part(source: str | Path | Any) -> Iterator[Any]:
+    """A `pyarrow.parquet.ParquetFile` on a path or an open file. Raises LakeError when it is none.
+
+    A file object of the caller stays open.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        part = pq.ParquetFile(source)
+    except (pa.ArrowInvalid, OSError) as bad:
+        raise LakeError(
+            f"A Parquet part cannot be read ({type(bad).__name__})",
+            "Ingest that export again from its raw files",
+        ) from None
+    try:
+        yield part
+    finally:
+        part.close()
+
+
+def read_part_schema(source: str | Path | Any) -> pa.Schema:
+    """The schema of a part, in plain spelling. Takes a path or an open file. Raises LakeError."""
+    with open_part(source) as part:
+        return schemas.plain(part.schema_arrow)
+
+
+def batches(part: Any, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """The rows of an open part, a bounded number of bytes at a time."""
+    metadata = part.metadata
+    total = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
+    # Uncompressed Parquet is dictionary-encoded; Arrow takes several times that.
+    per_row = max(1, 4 * total // max(1, metadata.num_rows))
+    size = max(64, min(ROW_GROUP_ROWS, ROW_GROUP_BYTES // per_row))
+    yield from part.iter_batches(batch_size=size, columns=columns, use_threads=False)
+
+
+def rewrite_part(src: str | Path, dst: Path, schema: pa.Schema) -> LocalPart:
+    """The same rows in a new file with a wider schema, streamed. `dst` is whole or absent.
+
+    Raises VerificationFailed when the schema does not cover the part or a row went missing, LakeError when
+    `src` cannot be read.
+    """
+    return merge_parts([src], dst, schema)
+
+
+def merge_parts(sources: Iterable[str | Path], dst: Path, schema: pa.Schema) -> LocalPart:
+    """The rows of several parts, in their order, in one new file with a schema that covers them all."""
+    import pyarrow as pa
+
+    expected = 0
+    with PartWriter(dst, schema) as writer:
+        for source in sources:
+            with open_part(source) as part:
+                expected += part.metadata.num_rows
+                for batch in batches(part):
+                    writer.write(pa.Table.from_batches([batch]))
+        if writer.rows != expected:
+            raise VerificationFailed(
+                f"Rewriting a part gave {writer.rows} of {expected} rows", "Try again; nothing was published"
+            )
+        return writer.close()
+
+
+def repeated_ids(sources: Iterable[str | Path | Any]) -> int:
+    """How many rows carry an `id` that an earlier row carries too; rows without `id` do not count.
+
+    Reads only the `id` column and keeps eight bytes a row. Two different ids count as one with a chance of
+    about rows squared over 10**19.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    chunks = []
+    for source in sources:
+        with open_part(source) as part:
+            for batch in batches(part, ["id"]):
+                ids = batch.column(0).drop_null().to_pylist()
+                chunks.append(pa.array(map(hash, ids), type=pa.int64()))
+    hashes = pa.chunked_array(chunks, type=pa.int64())
+    buckets = 1 + len(hashes) // 2_000_000
+    rest = pc.subtract(hashes, pc.multiply(pc.divide(hashes, buckets), buckets)) if buckets > 1 else None
+    distinct = 0
+    for bucket in range(-buckets + 1, buckets):
+        mine = hashes if rest is None else hashes.filter(pc.equal(rest, bucket))
+        distinct += pc.count_distinct(mine).as_py()
+    return len(hashes) - int(distinct)
