@@ -108,14 +108,14 @@ def _options(context: typer.Context) -> _Options:
 
 
 @app.command()
-def demo() -> None:
+def demo(context: typer.Context) -> None:
     """A whole night on a FHIR server with made-up data: kick-off, download, tables, lineage.
 
     Needs no configuration and no network; writes below ./lake and dagster_home/ only.
     """
     from pipeline.demo import run_demo
 
-    run_demo(say=give)
+    run_demo(say=give, config_path=_options(context).config)
 
 
 @app.command()

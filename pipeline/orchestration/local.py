@@ -155,6 +155,8 @@ class _Run:
                 instance=self.instance,
                 partition_key=self.export_id,
                 tags={**self.names.tags, **process_tag()},
+                # The event log has it all; the terminal belongs to `say`.
+                run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
                 raise_on_error=True,
             )
         except ExportError as error:

@@ -59,7 +59,7 @@ _NEXT_QUERY = re.compile(r"[A-Z][A-Za-z]*\?")
 
 @dataclass(frozen=True, slots=True)
 class Filters:
-    """For each filtered type the tests of its queries: a resource passes one of them, or the type has none."""
+    """For each filtered type the tests of its queries, of which a resource must pass one."""
 
     by_type: dict[str, tuple[Accept, ...]]
 

@@ -222,15 +222,17 @@ def _create(uri: str, schema: pa.Schema, storage_options: StorageOptions) -> Non
             partition_by=[PARTITION_COLUMN],
             storage_options=storage_options,
         )
-    except DeltaError as lost:
-        # Someone else made it in the meantime; any other cause shows again at the next try.
+    except (DeltaError, OSError) as lost:
+        # Someone else made it in the meantime, or it cannot be made.
+        if _open(uri, storage_options) is None:
+            raise _unwritable(uri, lost) from None
         raise _Conflict(f"creating: {type(lost).__name__}") from None
 
 
 def _widen(table: DeltaTable, schema: pa.Schema, storage_options: StorageOptions) -> None:
     import pyarrow as pa
     from deltalake import write_deltalake
-    from deltalake.exceptions import CommitFailedError
+    from deltalake.exceptions import CommitFailedError, DeltaError
 
     # Raises when a column would change its type.
     wide = schemas.union(_schema_of(table), schema)
@@ -239,6 +241,8 @@ def _widen(table: DeltaTable, schema: pa.Schema, storage_options: StorageOptions
         write_deltalake(table, empty, mode="append", schema_mode="merge", storage_options=storage_options)
     except CommitFailedError as lost:
         raise _Conflict(f"widening: {type(lost).__name__}") from None
+    except (DeltaError, OSError) as bad:
+        raise _unwritable(table.table_uri, bad) from None
 
 
 def _committed_before(
@@ -277,7 +281,7 @@ def _commit_parts(
     schema: pa.Schema,
     metadata: Mapping[str, str],
 ) -> None:
-    from deltalake.exceptions import CommitFailedError
+    from deltalake.exceptions import CommitFailedError, DeltaError
     from deltalake.transaction import AddAction, CommitProperties, Transaction
 
     now = int(time.time() * 1000)
@@ -314,6 +318,8 @@ def _commit_parts(
         )
     except CommitFailedError as lost:
         raise _Conflict(f"committing: {type(lost).__name__}") from None
+    except (DeltaError, OSError) as bad:
+        raise _unwritable(table.table_uri, bad) from None
 
 
 def _verified(
@@ -343,6 +349,14 @@ def _app_id(export_id: str) -> str:
 
 def _name(uri: str) -> str:
     return uri.split("?", maxsplit=1)[0].rstrip("/").rsplit("/", 1)[-1]
+
+
+def _unwritable(uri: str, bad: Exception) -> LakeError:
+    # delta-rs quotes whole URLs in its messages, so only the error's class is repeated.
+    return LakeError(
+        f"The table {_name(uri)} cannot be written ({type(bad).__name__})",
+        "Check that the lake can be reached and that its credentials allow writing",
+    )
 
 
 def _open(uri: str, storage_options: StorageOptions) -> DeltaTable | None:

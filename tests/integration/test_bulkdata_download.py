@@ -291,6 +291,16 @@ def test_no_token_is_sent_where_the_manifest_says_none_is_needed(
         client.download(file_at(server), False, tmp_path / "g")
 
 
+def test_a_header_that_the_client_was_made_with_does_not_leak(
+    server: Server, stranger: Server, tmp_path: Path
+) -> None:
+    """Protocol fact 9: only the `auth` of the client may add Authorization, and only where it may go."""
+    stranger.on("GET", "/f", Response(PATIENTS))
+    with httpx.Client(headers={"Authorization": f"Bearer {TOKEN}"}, trust_env=False) as http:
+        client_of(server, http).download(file_at(stranger), False, tmp_path / "f")
+    assert "authorization" not in stranger.seen[0].headers
+
+
 def test_another_host_gets_the_token_only_when_it_is_allowed(
     server: Server, stranger: Server, http: httpx.Client, client: BulkClient, tmp_path: Path
 ) -> None:

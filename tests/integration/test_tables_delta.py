@@ -356,6 +356,19 @@ def test_a_damaged_log_is_named_without_its_text(tmp_path: Path) -> None:
     assert "SECRET" not in str(failed.value)
 
 
+def test_a_lake_that_cannot_be_written_is_named_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LakeError, match="The table t cannot be"):
+        commit_export(
+            str(tmp_path / "file" / "t"),
+            export_id=N1,
+            attempt=1,
+            replaces_after=0,
+            parts=[],
+            schema=rows_of([]).schema,
+        )
+
+
 # --- with the other parts ---
 
 

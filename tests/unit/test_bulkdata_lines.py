@@ -18,7 +18,6 @@ from pipeline.bulkdata.inspection import ODD, UNTYPED, LineInspector
 from pipeline.bulkdata.manifest import ManifestFile
 from pipeline.errors import VerificationFailed
 
-
 STEADY = settings(deadline=None, derandomize=True)  # the machine may be busy
 
 

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from pipeline.bulkdata.outcome import clean, describe, read_outcome
 
-
 STEADY = settings(deadline=None, derandomize=True)  # the machine may be busy
 
 

@@ -13,7 +13,6 @@ from pipeline.bulkdata.parameters import KickoffParameters, encode_query
 from pipeline.bulkdata.profiles import PROFILES
 from pipeline.errors import ConfigError
 
-
 STEADY = settings(deadline=None, derandomize=True)  # the machine may be busy
 
 

@@ -372,14 +372,13 @@ POLICIES = st.builds(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(any_facts(), MINUTES, POLICIES)
 def test_every_combination_of_facts_has_a_step_that_is_safe(
     facts: Facts, minutes: float, policy: Policy
 ) -> None:
     step = next_step(facts, after(minutes), policy, is_dead)
-    state, reason = describe(facts, step, after(minutes))
-    assert state
+    assert describe(facts, step, after(minutes))[0]
     if facts.request is not None:
         assert not isinstance(step, KickOff | Reject), "a job is never asked for twice"
     if facts.request is None:
@@ -404,15 +403,7 @@ def test_every_combination_of_facts_has_a_step_that_is_safe(
         assert step.state in facts.closings
 
 
-@settings(max_examples=150, deadline=None)
-@given(any_facts(), MINUTES, POLICIES)
-def test_the_step_depends_on_nothing_but_its_arguments(facts: Facts, minutes: float, policy: Policy) -> None:
-    assert next_step(facts, after(minutes), policy, is_dead) == next_step(
-        facts, after(minutes), policy, is_dead
-    )
-
-
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(any_facts(), POLICIES)
 def test_an_open_export_ends_by_itself(facts: Facts, policy: Policy) -> None:
     """If every kick-off is put off and every attempt fails, the export is over after finitely many steps."""
