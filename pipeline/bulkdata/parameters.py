@@ -93,8 +93,9 @@ class KickoffParameters:
     def as_query(self, until_parameter: str = "_until") -> list[tuple[str, str]]:
         """Name and plain value of each query parameter; lists joined by commas (fact 13).
 
-        A comma inside a filter is written `%2C` where filters are joined, so that the join stays the only
-        separator (fact 14); a single filter is sent as it is. Raises ConfigError with patients (POST only).
+        A comma inside a filter is written `%2C`, so that only the join is a bare comma (fact 14); a server
+        reads each filter as a URL query, which turns it back. A backslash would mean a literal comma there,
+        no longer OR. Raises ConfigError with patients (POST only).
         """
         if self.patients:
             raise ConfigError("a list of patients cannot be sent by GET", "Kick off by POST.")
@@ -103,7 +104,7 @@ class KickoffParameters:
             ("_since", self.since or ""),
             (until_parameter, self.until or ""),
             ("_type", ",".join(self.types)),
-            ("_typeFilter", self._joined_filters()),
+            ("_typeFilter", ",".join(self._escaped_filters())),
             ("_elements", ",".join(self.elements)),
             ("includeAssociatedData", ",".join(self.include_associated_data)),
             ("organizeOutputBy", self.organize_output_by or ""),
@@ -122,7 +123,7 @@ class KickoffParameters:
             ("_since", "valueInstant", self.since),
             (until_parameter, "valueInstant", self.until),
             ("_type", "valueString", ",".join(self.types)),
-            *(("_typeFilter", "valueString", one) for one in self.type_filters),
+            *(("_typeFilter", "valueString", one) for one in self._escaped_filters()),
             ("_elements", "valueString", ",".join(self.elements)),
             ("includeAssociatedData", "valueString", ",".join(self.include_associated_data)),
             ("organizeOutputBy", "valueString", self.organize_output_by),
@@ -163,10 +164,8 @@ class KickoffParameters:
         canonical = json.dumps(covered, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
-    def _joined_filters(self) -> str:
-        if len(self.type_filters) < 2:
-            return "".join(self.type_filters)
-        return ",".join(each.replace(",", "%2C") for each in self.type_filters)
+    def _escaped_filters(self) -> list[str]:
+        return [each.replace(",", "%2C") for each in self.type_filters]
 
     def _check_level(self) -> None:
         if self.level not in ("group", "patient", "system"):

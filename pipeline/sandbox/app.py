@@ -26,7 +26,7 @@ def build_app(options: Options, base_url: str) -> ASGIApp:
     if registered is None:
         raise ValueError("--scope must be system scopes that read and search, separated by spaces")
     verifier = AssertionVerifier(options.jwks, options.client_id, base_url + "/auth/token")
-    tokens = Tokens(verifier, registered, options.token_seconds)
+    tokens = Tokens(verifier, registered, options.token_seconds, options.expires_in)
     jobs = Jobs(options)
     faults = Faults()
     bulk = BulkExport(options, base_url, tokens, jobs)

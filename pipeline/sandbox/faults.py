@@ -12,13 +12,14 @@ from typing import Any
 
 import msgspec
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipeline.sandbox.outcomes import Refusal
 
 
 class CutOff(ConnectionError):
-    """Raised to make uvicorn drop the connection in the middle of a body."""
+    """Stops the application in the middle of a body."""
 
 
 @dataclass(slots=True)
@@ -42,7 +43,7 @@ class Fault:
     delay: float = 0.0
     truncate_after: int | None = None
     cut: bool = False
-    wrong_count: int = 0
+    wrong_count: bool | int = 0
     type: str | None = None
     used: int = 0
 
@@ -98,8 +99,14 @@ class Faults:
             await asyncio.sleep(fault.delay)
             if fault.status is not None:
                 await _answer(fault, send)
-            else:
-                await app(scope, receive, _Bent(fault, send))
+                return
+            bent = _Bent(fault, send)
+            try:
+                await app(scope, receive, bent)
+            except (OSError, ClientDisconnect):
+                # Returning in the middle of a body is what makes uvicorn drop the connection.
+                if not bent.over:
+                    raise
 
         return faulty
 
@@ -125,7 +132,7 @@ class _Bent:
         self._left = fault.truncate_after
         self._start: Message | None = None
         self._held = b""
-        self._over = False
+        self.over = False
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -148,7 +155,7 @@ class _Bent:
             await self._send(message)
 
     async def _continue(self, message: Message) -> None:
-        if self._over:
+        if self.over:
             return
         if self._start is not None:
             self._held += message.get("body", b"")
@@ -160,7 +167,7 @@ class _Bent:
             self._left = None if self._left is None else self._left - len(body)
             await self._send(message)
             return
-        self._over = True
+        self.over = True
         await self._send({**message, "body": body[: self._left], "more_body": self._fault.cut})
         if self._fault.cut:
             raise CutOff("cut by a scripted fault")

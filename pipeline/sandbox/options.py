@@ -16,6 +16,7 @@ class Options:
 
     `jwks` is a file or URL, read again at each token request; without it nobody can sign in.
     `poll_seconds` 0 sends no Retry-After and tolerates any pace. `page_size` 0 writes one manifest page.
+    `expires_in`: number, string or absent, as real servers differ (protocol fact 8).
     `gzip`: accepted (Content-Encoding where the client takes it), never, or bare (gzip without saying so).
     """
 
@@ -30,6 +31,7 @@ class Options:
     client_id: str = "nightly"
     scope: str = "system/*.rs"
     token_seconds: int = 300
+    expires_in: str = "number"
     export_seconds: float = 4.0
     poll_seconds: float = 1.0
     file_lines: int = 1000
@@ -58,6 +60,7 @@ _HELP = {
     "client_id": "the one registered client",
     "scope": "scopes registered for the client",
     "token_seconds": "how long a token lives",
+    "expires_in": "how the token answer says so",
     "export_seconds": "how long an export stays in progress",
     "poll_seconds": "Retry-After while in progress; 0 sends none",
     "file_lines": "lines per output file",
@@ -69,6 +72,7 @@ _HELP = {
     "ready_file": "written when connections are accepted: base_url and pid",
     "until_stdin_closes": "end when standard input closes, so that the server does not outlive its starter",
 }
+_CHOICES = {"gzip": ("accepted", "never", "bare"), "expires_in": ("number", "string", "absent")}
 _KINDS: dict[str, type] = {"int": int, "int | None": int, "float": float, "Path | None": Path}
 
 
@@ -88,8 +92,8 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
             flag,
             type=_KINDS.get(str(field.type), str),
             default=field.default,
-            choices=("accepted", "never", "bare") if field.name == "gzip" else None,
-            metavar=None if field.name == "gzip" else "VALUE",
+            choices=_CHOICES.get(field.name),
+            metavar=None if field.name in _CHOICES else "VALUE",
             help=text if field.default is None else f"{text} (default: {field.default})",
         )
     options = Options(**vars(parser.parse_args(arguments)))

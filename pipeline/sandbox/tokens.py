@@ -22,10 +22,18 @@ _FIELDS = ("grant_type", "scope", "client_assertion_type", "client_assertion")
 class Tokens:
     """Issues opaque tokens and knows, by their hash only, which are good for what and until when."""
 
-    def __init__(self, verifier: AssertionVerifier, registered: Scopes, seconds: int) -> None:
+    def __init__(
+        self, verifier: AssertionVerifier, registered: Scopes, seconds: int, expires_in: str = "number"
+    ) -> None:
         self._verifier = verifier
         self._registered = registered
         self._seconds = seconds
+        answers: dict[str, dict[str, int | str]] = {
+            "number": {"expires_in": seconds},
+            "string": {"expires_in": str(seconds)},
+            "absent": {},
+        }
+        self._told = answers[expires_in]
         self._issued: dict[bytes, tuple[float, Scopes]] = {}
         self.requests = 0
         """Token requests so far, refused ones included."""
@@ -54,7 +62,7 @@ class Tokens:
             {
                 "access_token": self._issue(granted),
                 "token_type": "bearer",
-                "expires_in": self._seconds,
+                **self._told,
                 "scope": granted.text,
             },
             headers={"Cache-Control": "no-store", "Pragma": "no-cache"},

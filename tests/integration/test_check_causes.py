@@ -1,10 +1,10 @@
-"""`fhir-export check` names what is wrong and what to do, against a real server (the acceptance line of issue 2)."""
+"""`fhir-export check` names what is wrong and what to do: against a real server, one cause at a time."""
 
 from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -257,10 +257,89 @@ def test_several_things_at_once_are_told_in_the_order_to_mend_them(setup: Setup,
     assert [verdict.name for verdict in verdicts if verdict.status == "bad"] == ["token", "lake"]
 
 
-def test_a_token_that_the_server_forgets_is_not_taken_for_a_good_one(
-    setup: Setup, sandbox: SandboxProcess
+@pytest.fixture
+def misbehave(sandbox: SandboxProcess) -> Iterator[Callable[..., None]]:
+    yield lambda **fault: sandbox.control(faults=[{"times": None, **fault}])
+    sandbox.control(faults=[])
+
+
+def test_a_token_for_another_server_is_told_from_a_missing_role(
+    setup: Setup, misbehave: Callable[..., None]
 ) -> None:
-    """A token for another audience is a 401 at the read; here: every request with a token is refused."""
+    """Azure-and-aidbox C: 401 at the read means audience or tenant, 403 means role."""
+    misbehave(path="/fhir/Patient", status=401, body={"resourceType": "OperationOutcome"})
+    bad = the_bad_one(setup.verdicts(), "read")
+    assert "401" in bad.cause
+    assert "auth.audience" in bad.advice
+
+
+def test_a_server_of_another_fhir_version(setup: Setup, misbehave: Callable[..., None]) -> None:
+    statement = {"resourceType": "CapabilityStatement", "fhirVersion": "5.0.0"}
+    misbehave(path="/metadata", status=200, body=statement)
+    bad = the_bad_one(setup.verdicts(), "server")
+    assert "5.0.0" in bad.cause
+    assert "R4" in bad.cause
+
+
+def test_a_login_page_in_place_of_a_server(setup: Setup, misbehave: Callable[..., None]) -> None:
+    misbehave(path="/metadata", status=200, body="<html><body>Please sign in</body></html>")
+    bad = the_bad_one(setup.verdicts(), "server")
+    assert "HTML page" in bad.cause
+    assert "FHIR base" in bad.advice
+    assert bad.exit_code == 3
+
+
+def test_a_server_that_is_silent_about_export_may_be_in_order(
+    setup: Setup, misbehave: Callable[..., None]
+) -> None:
+    statement = {"resourceType": "CapabilityStatement", "fhirVersion": "4.0.1", "rest": [{"mode": "server"}]}
+    misbehave(path="/metadata", status=200, body=statement)
+    verdicts = setup.verdicts()
+    assert first_bad(verdicts) is None
+    assert "does not mention $export" in verdicts[1].cause
+
+
+def test_metadata_behind_a_sign_in_does_not_stop_the_check(
+    setup: Setup, misbehave: Callable[..., None]
+) -> None:
+    misbehave(path="/metadata", status=401, body="")
+    verdicts = setup.verdicts()
+    assert first_bad(verdicts) is None
+    assert "does not show /metadata to everyone" in verdicts[1].cause
+
+
+@pytest.mark.parametrize("status", [404, 405, 501])
+def test_a_server_without_patient_search_may_be_in_order(
+    setup: Setup, misbehave: Callable[..., None], status: int
+) -> None:
+    misbehave(path="/fhir/Patient", status=status, body="")
+    found = statuses(setup.verdicts())
+    assert (found["read"], found["group"]) == ("skipped", "ok")
+
+
+def test_a_group_that_may_not_be_read_is_left_to_the_kickoff(
+    setup: Setup, misbehave: Callable[..., None]
+) -> None:
+    misbehave(path="/fhir/Group", status=403, body="")
+    verdicts = setup.verdicts()
+    assert first_bad(verdicts) is None
+    assert statuses(verdicts)["group"] == "skipped"
+
+
+def test_a_server_in_trouble_is_not_taken_for_a_wrong_configuration(
+    setup: Setup, misbehave: Callable[..., None]
+) -> None:
+    misbehave(path="/fhir/Patient", status=503, body="")
+    bad = the_bad_one(setup.verdicts(), "read")
+    assert "503" in bad.cause
+    assert "later" in bad.advice
+    assert bad.exit_code == 6
+
+
+def test_a_configured_token_url_is_used_without_discovery(setup: Setup, sandbox: SandboxProcess) -> None:
     setup.auth |= {"token_url": sandbox.token_url}
-    words = {verdict.name: verdict.cause for verdict in setup.verdicts()}
-    assert "by the configuration" in words["sign-in address"]
+    before = len(sandbox.access_log())
+    verdicts = setup.verdicts()
+    assert first_bad(verdicts) is None
+    assert "by the configuration" in verdicts[2].cause
+    assert "smart-configuration" not in str(sandbox.access_log()[before:])

@@ -43,13 +43,15 @@ def test_every_value_survives_the_query_string(pairs: list[tuple[str, str]]) -> 
 
 
 def test_a_comma_inside_a_filter_is_not_taken_for_the_join_of_filters() -> None:
-    """Protocol fact 14; a single filter needs no escape and gets none."""
+    """Protocol fact 14; a strict server refuses the bare comma in a single filter too."""
     both = ("Observation?status=final,amended", "Condition?category=x")
     (joined,) = (value for name, value in ask(type_filters=both).as_query() if name == "_typeFilter")
     assert joined.split(",") == ["Observation?status=final%2Camended", "Condition?category=x"]
     assert dict(parse_qsl(joined.split(",")[0].partition("?")[2])) == {"status": "final,amended"}
     (single,) = (value for name, value in ask(type_filters=both[:1]).as_query() if name == "_typeFilter")
-    assert single == both[0]
+    assert single == "Observation?status=final%2Camended"
+    posted = ask(type_filters=both, patients=("1",)).as_parameters()["parameter"]
+    assert [each["valueString"] for each in posted if each["name"] == "_typeFilter"] == joined.split(",")
 
 
 def test_the_upper_end_of_the_window_takes_the_name_that_the_server_knows() -> None:

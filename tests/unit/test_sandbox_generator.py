@@ -30,7 +30,7 @@ from pipeline.sandbox.generator.records import (
 from pipeline.sandbox.generator.wire import encode
 from pipeline.sandbox.generator.world import World, life_of, night_instant
 
-PATIENTS = 60
+PATIENTS = 45
 
 
 def parsed(night: int, **options: Any) -> dict[tuple[str, str], dict[str, Any]]:
