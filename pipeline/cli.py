@@ -8,17 +8,17 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from pipeline.errors import ConfigError, ExportError
-from pipeline.terminal.screen import age, bytes_bar, give, give_json, give_table, number, say, working
+from pipeline.terminal.listing import show_details, show_list, show_verdicts
+from pipeline.terminal.screen import bytes_bar, give, give_json, give_table, number, say, working
 
 if TYPE_CHECKING:
     from pipeline.config import Config, Source
     from pipeline.exports.check import Verdict
-    from pipeline.exports.overview import ExportDetails, ExportSummary
 
 # Typer joins the lines of an epilog; only paragraphs stay apart.
 EPILOG = "\n\n".join(
@@ -76,6 +76,14 @@ ExportArgument = Annotated[
 ]
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        give(f"fhir-export {version('fhir-export-pipeline')}")
+        raise typer.Exit
+
+
 @app.callback()
 def _globals(
     context: typer.Context,
@@ -86,16 +94,14 @@ def _globals(
             help="The configuration. Default: $EXPORTS_CONFIG, or $DAGSTER_HOME/exports.yaml.",
         ),
     ] = None,
-    debug: Annotated[bool, typer.Option("--debug", help="Show where an unexpected error happened.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+    debug: Annotated[  # noqa: ARG001 - `_exit_code` looks for it
+        bool, typer.Option("--debug", help="Show where an unexpected error happened.")
+    ] = False,
+    version: Annotated[  # noqa: ARG001 - its callback does it
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
 ) -> None:
-    if version:
-        from importlib.metadata import version as installed
-
-        give(f"fhir-export {installed('fhir-export-pipeline')}")
-        raise typer.Exit
     context.obj = _Options(config)
-    context.meta["debug"] = debug
 
 
 def _options(context: typer.Context) -> _Options:
@@ -133,7 +139,7 @@ def check(context: typer.Context, source: OptionalSource = None, as_json: Json =
             verdicts = check_source(config, each)
         found.append((each, verdicts))
         if not as_json:
-            _show_verdicts(each, verdicts)
+            show_verdicts(each, verdicts)
     if as_json:
         give_json(
             [{"source": each.name, **verdict.as_json()} for each, verdicts in found for verdict in verdicts]
@@ -141,14 +147,6 @@ def check(context: typer.Context, source: OptionalSource = None, as_json: Json =
     bad = [verdict for _, verdicts in found if (verdict := first_bad(verdicts))]
     if bad:
         raise typer.Exit(bad[0].exit_code)
-
-
-def _show_verdicts(source: Source, verdicts: Sequence[Verdict]) -> None:
-    give(f"{source.name} ({source.fhir_url})")
-    for verdict in verdicts:
-        give(f"  {verdict.status:<8}{verdict.name}: {verdict.cause}")
-        if verdict.advice:
-            give(f"          -> {verdict.advice}")
 
 
 def _chosen(config: Config, name: str | None) -> tuple[Source, ...]:
@@ -280,22 +278,9 @@ def list_exports(
     if as_json:
         give_json([each.as_json() for each in found])
     elif found:
-        give_table(
-            ("export", "state", "rows", "age", "reason", "next"), [_row(each) for each in found], ("rows",)
-        )
+        show_list(found)
     else:
         say("no export run yet; `fhir-export run SOURCE --wait` makes one")
-
-
-def _row(summary: ExportSummary) -> tuple[str, ...]:
-    return (
-        summary.label,
-        summary.state,
-        number(summary.rows),
-        age(summary.age),
-        summary.reason,
-        summary.next_step,
-    )
 
 
 @app.command()
@@ -309,46 +294,7 @@ def show(context: typer.Context, export: ExportArgument, as_json: Json = False) 
     if as_json:
         give_json(found.as_json())
     else:
-        _show_details(config, found)
-
-
-def _show_details(config: Config, found: ExportDetails) -> None:
-    summary = found.summary
-    lines: list[tuple[str, Any]] = [
-        ("export", summary.label),
-        ("state", f"{summary.state}: {summary.reason}"),
-        ("next", summary.next_step),
-        ("age", age(summary.age)),
-        ("asked for", ", ".join(f"{name} {_plain(value)}" for name, value in found.parameters.items())),
-        ("since", found.since_reason),
-        ("transactionTime", found.transaction_time),
-        ("next _since", found.watermark),
-        ("files", found.files),
-        ("deleted", found.deleted),
-        ("server's errors", ", ".join(f"{n} {severity}" for severity, n in found.error_entries.items())),
-        ("facts", f"{found.folder} in {config.lake}"),
-    ]
-    for name, value in lines:
-        if value not in (None, ""):
-            give(f"{name + ':':<17}{value}")
-    if summary.tables:
-        give("")
-        rows = [
-            (name, number(each.rows), number(each.quarantined), number(each.files), number(each.bytes))
-            for name, each in sorted(summary.tables.items())
-        ]
-        give_table(
-            ("table", "rows", "quarantined", "files", "bytes"),
-            rows,
-            ("rows", "quarantined", "files", "bytes"),
-        )
-    give("")
-    for event in found.history:
-        give(f"{event.at:%Y-%m-%d %H:%M:%S} UTC  {event.what}")
-
-
-def _plain(value: object) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        show_details(config, found)
 
 
 @app.command()

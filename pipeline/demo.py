@@ -49,9 +49,15 @@ def run_demo(say: Say, config_path: Path | None = None) -> None:
         night = len(demo.session.ledger.export_ids()) + 1
         sandbox = stack.enter_context(demo.sandbox(night))
         say(f"the sandbox FHIR server answers at {sandbox.fhir_url}: {PATIENTS} patients, night {night}")
+        # Before the daemon, so that no two processes make the instance's database at once.
+        before = set(demo.session.ledger.export_ids())
+        demo.schedule("start")
         stack.enter_context(demo.daemon())
-        say("the Dagster daemon is started; the schedule asks at the next full minute")
-        export_id = demo.scheduled_export()
+        say("the Dagster daemon is started; the schedule opens an export run at the next full minute")
+        try:
+            export_id = demo.scheduled_export(before)
+        finally:
+            demo.schedule("stop")
         demo.follow(export_id)
         receipt = demo.session.ledger.read(export_id).receipt
         assert receipt is not None  # noqa: S101 - for the type checker: follow() has waited for it
@@ -153,23 +159,19 @@ class _Demo:
                     process.kill()
                     process.wait()
 
-    def scheduled_export(self) -> str:
-        """Starts the schedule as an operator would, waits for its export run, and stops it again."""
-        before = set(self.session.ledger.export_ids())
-        self._schedule("start")
-        try:
-            deadline = time.monotonic() + 100
-            while time.monotonic() < deadline:
-                new = sorted(set(self.session.ledger.export_ids()) - before)
-                if new:
-                    self.say(f"the schedule has opened export run {new[0]}")
-                    return new[0]
-                time.sleep(0.3)
-        finally:
-            self._schedule("stop")
+    def scheduled_export(self, before: set[str]) -> str:
+        """Waits for the export run that the schedule opens."""
+        deadline = time.monotonic() + 100
+        while time.monotonic() < deadline:
+            new = sorted(set(self.session.ledger.export_ids()) - before)
+            if new:
+                self.say(f"the schedule has opened export run {new[0]}")
+                return new[0]
+            time.sleep(0.3)
         raise StillRunning("the schedule has not opened an export run", f"See {self.logs / 'daemon.log'}")
 
-    def _schedule(self, verb: str) -> None:
+    def schedule(self, verb: str) -> None:
+        """Starts or stops the schedule as an operator would. Raises `ConfigError`."""
         done = subprocess.run(  # noqa: S603 - our own command
             self.dagster("dagster", "schedule", verb, f"{self.source.name}_schedule", *_CODE),
             env=self.environment,
@@ -239,6 +241,8 @@ class _Demo:
         )
         export = _first_row(self.session, "_exports", export_id, None)
         lines = Table(title="Where one row came from", title_justify="left", show_header=False)
+        lines.add_column(no_wrap=True)
+        lines.add_column(overflow="fold")
         for name, value in (
             ("row", f"patient, id {row['id']}"),
             ("file, line", f"{row['_source_file']}, line {row['_source_line']} of {origin['lines']}"),

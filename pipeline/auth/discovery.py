@@ -10,8 +10,8 @@ import httpx
 
 from pipeline.auth.explain import json_object, unreachable
 from pipeline.auth.origins import is_loopback, origin, printable, require_secure
-from pipeline.auth.retry_after import retry_after
 from pipeline.errors import AuthError, Unreachable
+from pipeline.retry_after import retry_after
 
 WELL_KNOWN = "/.well-known/smart-configuration"
 OAUTH_URIS = "http://fhir-registry.smarthealthit.org/StructureDefinition/oauth-uris"

@@ -16,18 +16,13 @@ from typing import Any
 import httpx
 
 from pipeline.auth.origins import printable
-from pipeline.auth.retry_after import http_date
 from pipeline.errors import AuthError
+from pipeline.redaction import clean
+from pipeline.retry_after import http_date
 
-_QUOTED = 300
 _SKEW_WORTH_TELLING = 30.0
-_SHORTEST_SECRET = 6
-
-_JWT = re.compile(r"eyJ[A-Za-z0-9_=-]{5,}(\.[A-Za-z0-9_=-]*){0,4}")
-_LONG_RUN = re.compile(r"[A-Za-z0-9+/_=%-]{64,}")
-_QUERY = re.compile(r"(https?://[^\s?#\"'<>]*)[?#][^\s\"'<>]*", re.IGNORECASE)
-_USERINFO = re.compile(r"(https?://)[^\s/@\"'<>]*@", re.IGNORECASE)
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
+_TOKEN_LENGTH = 64
+"""Characters; a server may name our key by its id, which has 43."""
 
 
 @dataclass(frozen=True)
@@ -58,19 +53,6 @@ _ENTRA_ADVICE = {
 }
 
 
-def clean(text: object, secrets: Collection[str] = (), limit: int = _QUOTED) -> str:
-    """A server's words on one line and cut short, without the given secrets, tokens, and queries of URLs."""
-    said = str(text)
-    for secret in secrets:
-        for piece in (secret, *secret.split(".")):
-            if len(piece) >= _SHORTEST_SECRET:
-                said = said.replace(piece, "[removed]")
-    said = _USERINFO.sub(r"\1", _QUERY.sub(r"\1", said))
-    said = _LONG_RUN.sub("[removed]", _JWT.sub("[removed]", said))
-    said = " ".join(_UNPRINTABLE.sub(" ", said).split())
-    return said if len(said) <= limit else f"{said[:limit]}..."
-
-
 def refusal(answer: httpx.Response, asked: TokenRequest) -> AuthError:
     """The error for a token endpoint's final no, in any shape: OAuth, API Management, HTML or nothing."""
     body = json_object(answer)
@@ -81,7 +63,8 @@ def refusal(answer: httpx.Response, asked: TokenRequest) -> AuthError:
     said = said_in(body, asked.secrets)
     code = body.get("error")
     if isinstance(code, str) and code:
-        cause = f"{asked.where} answered {clean(code, asked.secrets, 60)}{said}"
+        named = clean(code, 60, secrets=asked.secrets, token_length=_TOKEN_LENGTH)
+        cause = f"{asked.where} answered {named}{said}"
         advice = _oauth_advice(code, str(body.get("error_description", "")), asked)
     else:
         cause = f"{asked.where} answered HTTP {answer.status_code}{said}"
@@ -168,7 +151,7 @@ def said_in(body: Mapping[str, Any], secrets: Collection[str] = ()) -> str:
     issues = body.get("issue")
     if isinstance(issues, list):
         parts += [str(issue["diagnostics"]) for issue in issues[:1] if _speaks_in(issue)]
-    said = clean("; ".join(parts), secrets)
+    said = clean("; ".join(parts), secrets=secrets, token_length=_TOKEN_LENGTH)
     return f" ({said})" if said else ""
 
 
@@ -215,7 +198,7 @@ def _who_we_are(asked: TokenRequest) -> str:
         f"15 minutes), and it must expect the audience '{asked.audience}' (auth.audience)."
     )
     if asked.accepted_algorithms and asked.algorithm not in asked.accepted_algorithms:
-        named = clean(", ".join(asked.accepted_algorithms), limit=80)
+        named = clean(", ".join(asked.accepted_algorithms), 80)
         advice += f" The server says that it accepts {named} only: set auth.algorithm."
     return advice
 

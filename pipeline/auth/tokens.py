@@ -18,9 +18,9 @@ from pipeline.auth.assertion import ASSERTION_TYPE, client_assertion
 from pipeline.auth.discovery import SmartConfiguration, discover
 from pipeline.auth.explain import TokenRequest, json_object, refusal, said_in, unreachable, unusable
 from pipeline.auth.origins import origin, printable, require_secure
-from pipeline.auth.retry_after import retry_after
 from pipeline.auth.signers import Signer
 from pipeline.errors import AuthError, ConfigError, ExportError, Unreachable
+from pipeline.retry_after import retry_after
 
 logger = logging.getLogger(__name__)
 

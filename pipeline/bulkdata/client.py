@@ -22,7 +22,7 @@ from pipeline.bulkdata.answers import (
 )
 from pipeline.bulkdata.decoding import BLOCK, Decoder
 from pipeline.bulkdata.downloads import Downloaded
-from pipeline.bulkdata.exchange import Exchange, Reply, retry_after, translated
+from pipeline.bulkdata.exchange import Exchange, Reply, translated
 from pipeline.bulkdata.http_logs import keep_logs_clean
 from pipeline.bulkdata.inspection import LONGEST_LINE, LineInspector
 from pipeline.bulkdata.locations import is_elsewhere, resolve
@@ -31,7 +31,6 @@ from pipeline.bulkdata.outcome import describe, read_json, read_outcome
 from pipeline.bulkdata.parameters import KickoffParameters, encode_query
 from pipeline.bulkdata.policy import DownloadPolicy
 from pipeline.bulkdata.profiles import Profile
-from pipeline.bulkdata.retry_after import pace
 from pipeline.bulkdata.verdicts import (
     Page,
     delete_verdict,
@@ -50,6 +49,7 @@ from pipeline.errors import (
     Unreachable,
     VerificationFailed,
 )
+from pipeline.retry_after import pace, retry_after
 
 MOST_PAGES = 10_000
 LONGEST_PAUSE = 30.0

@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from urllib.parse import urljoin
 
 import httpx
 
+from pipeline.auth.explain import unreachable
 from pipeline.auth.origins import origin, printable, require_secure
-from pipeline.bulkdata.retry_after import parse_retry_after, server_clock
 from pipeline.errors import ExportError, ServerRefused, Unreachable, VerificationFailed
+from pipeline.retry_after import retry_after
 
 MOST_REDIRECTS = 5
 LONGEST_ERROR_BODY = 64 << 10
@@ -38,12 +38,6 @@ class Reply:
     def retry_after(self) -> float | None:
         """Seconds, by the server's own clock where it sends one."""
         return retry_after(self.headers)
-
-
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that an answer asks to wait; None where it does not say."""
-    now = server_clock(headers.get("date"), datetime.now(UTC))
-    return parse_retry_after(headers.get("retry-after"), now)
 
 
 class Exchange:
@@ -122,29 +116,12 @@ def translated(url: str) -> Iterator[None]:
     except httpx.TimeoutException:
         raise Unreachable(f"{_server(url)} did not answer in time", "Trying again may help.") from None
     except httpx.ConnectError as error:
-        raise Unreachable(*_no_connection(url, str(error))) from None
+        cause, advice = unreachable(error)
+        raise Unreachable(f"{_server(url)} cannot be reached: {cause}", advice) from None
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise Unreachable(
             f"the exchange with {_server(url)} broke off ({type(error).__name__})", "Trying again may help."
         ) from None
-
-
-def _no_connection(url: str, why: str) -> tuple[str, str]:
-    where = _server(url)
-    lower = why.lower()
-    if "certificate" in lower or "ssl" in lower or "tls" in lower:
-        return (
-            f"no TLS connection to {where}: its certificate or protocol is not accepted",
-            "Check the host name and the date; for a private authority set SSL_CERT_FILE.",
-        )
-    if (
-        "name or service" in lower
-        or "getaddrinfo" in lower
-        or "name resolution" in lower
-        or "nodename" in lower
-    ):
-        return f"the host of {where} is not known", "Check the URL and the name service."
-    return f"no connection to {where}", "Check the URL, that the server runs, and firewall or proxy."
 
 
 def _server(url: str) -> str:

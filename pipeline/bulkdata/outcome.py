@@ -1,35 +1,21 @@
 """What a server says about an error, made safe to print: OperationOutcome, OAuth or gateway JSON, HTML, text.
 
-Nothing from here holds a query string, a token-like run of characters or a control character.
+Every text that leaves here has passed through `clean`.
 """
 
 from __future__ import annotations
 
 import json
-import re
-import unicodedata
 from dataclasses import dataclass
 from typing import Any
 
-LONGEST_TEXT = 300
-HIDDEN = "[hidden]"
+from pipeline.redaction import clean
 
 # FHIR R4 issue-type: `transient` and those of its children that do pass (`exception` is what servers say for
 # all).
 _TRANSIENT = frozenset({"transient", "lock-error", "no-store", "timeout", "incomplete", "throttled"})
 _UNDECIDED = frozenset({"exception", "unknown", "informational", ""})
 _MICROSOFT_TERMINAL = "export operation failed for reason"
-
-_JWT = re.compile(r"\beyJ[\w-]*(\.[\w-]*)*")
-_BEARER = re.compile(r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{6,}")
-_QUERY = re.compile(r"\?[^\s\"'<>]*")
-_PAIRS = re.compile(r"[\w.%~-]+=[^\s&\"'<>]*(?:&(?:amp;)?[\w.%~-]+=[^\s&\"'<>]*)+")
-_SECRET_PAIR = re.compile(
-    r"(?i)\b([\w-]*(?:token|secret|password|assertion|signature|sig|key|authorization))"
-    r"(\"?\s*[=:]\s*\"?)[^\s\"',;&<>]{6,}"
-)
-_USERINFO = re.compile(r"(://)[^/\s@]+@")
-_LONG_RUN = re.compile(r"[A-Za-z0-9+/_=%~.-]{40,}")
 
 
 @dataclass(frozen=True)
@@ -117,33 +103,6 @@ def read_json(body: bytes) -> Any:
 def looks_like_markup(body: bytes) -> bool:
     """Whether it begins like HTML or XML."""
     return body.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"<"
-
-
-def clean(text: str, longest: int = LONGEST_TEXT) -> str:
-    """One line, without control characters, query strings, credentials and token-like runs."""
-    line = "".join(" " if unicodedata.category(each) in _UNPRINTABLE else each for each in text[:20_000])
-    line = _USERINFO.sub(r"\1", line)
-    line = _JWT.sub(HIDDEN, line)
-    line = _BEARER.sub(rf"\1 {HIDDEN}", line)
-    line = _QUERY.sub(_hide_query, line)
-    line = _PAIRS.sub(HIDDEN, line)
-    line = _SECRET_PAIR.sub(rf"\1\2{HIDDEN}", line)
-    line = _LONG_RUN.sub(_hide_run, line)
-    line = " ".join(line.split())
-    return line if len(line) <= longest else f"{line[: longest - 3]}..."
-
-
-_UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
-
-
-def _hide_query(match: re.Match[str]) -> str:
-    return f"?{HIDDEN}" if "=" in match[0] or len(match[0]) > 20 else match[0]
-
-
-def _hide_run(match: re.Match[str]) -> str:
-    # Long paths of a URL consist of short words; a token does not.
-    words = re.split(r"[/.]", match[0])
-    return match[0] if all(len(word) < 40 for word in words) else HIDDEN
 
 
 def _is_html(body: bytes) -> bool:

@@ -9,8 +9,8 @@ import re
 from dataclasses import dataclass, replace
 
 from pipeline.bulkdata.parameters import KickoffParameters
-from pipeline.bulkdata.retry_after import pace
 from pipeline.errors import ConfigError
+from pipeline.retry_after import pace
 
 _US_CORE = (
     "Patient",

@@ -12,7 +12,7 @@ from pipeline.auth.origins import printable
 from pipeline.bulkdata.answers import Complete, Failed, Gone, InProgress, RetryLater, StatusAnswer, Throttled
 from pipeline.bulkdata.exchange import Reply
 from pipeline.bulkdata.manifest import Manifest
-from pipeline.bulkdata.outcome import clean, describe, looks_like_markup, outcome_of, read_json, read_outcome
+from pipeline.bulkdata.outcome import describe, looks_like_markup, outcome_of, read_json, read_outcome
 from pipeline.bulkdata.profiles import Profile
 from pipeline.errors import (
     AuthError,
@@ -22,6 +22,7 @@ from pipeline.errors import (
     Unreachable,
     VerificationFailed,
 )
+from pipeline.redaction import clean
 
 _PASSING = frozenset({408, 425, 429, 502, 503, 504})
 

@@ -300,6 +300,6 @@ def _objects(value: object) -> list[Mapping[str, Any]]:
 
 
 def _short(value: object) -> str:
-    from pipeline.auth.explain import clean
+    from pipeline.redaction import clean
 
-    return clean(value, limit=200) if value is not None else "of no version"
+    return clean(value, 200) if value is not None else "of no version"

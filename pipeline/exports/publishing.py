@@ -163,7 +163,7 @@ def _at_width(
 ) -> StagedPartFact:
     """The part itself, or a copy with the columns that later parts or the table brought."""
     from pipeline.tables.parts import rewrite_part
-    from pipeline.tables.schema import covers, from_json
+    from pipeline.tables.schema import covers, from_json, to_json
 
     if covers(from_json(part.columns), schema):
         return part
@@ -172,7 +172,7 @@ def _at_width(
     with session.lake.spool() as spool, session.lake.local_copy(f"{folder}/{part.path}") as narrow:
         wide = rewrite_part(narrow, spool / "wide.parquet", schema)
         session.lake.put_file(wide.path, f"{folder}/{name}")
-    return StagedPartFact(path=name, rows=wide.rows, bytes=wide.bytes, columns=part.columns)
+    return StagedPartFact(path=name, rows=wide.rows, bytes=wide.bytes, columns=to_json(schema))
 
 
 def _commit(session: Session, attempt: Attempt, ready: _Ready) -> TableCounts:

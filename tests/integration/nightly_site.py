@@ -117,6 +117,13 @@ class Site:
     def daemon(self) -> subprocess.Popen[bytes]:
         return self.spawn(str(BIN / "dagster-daemon"), "run", "-m", "pipeline.definitions")
 
+    def spawn_daemon_until(self, done: Callable[[], bool], seconds: float) -> None:
+        """A daemon for as long as it takes, and until every run that it has launched is over."""
+        daemon = self.daemon()
+        eventually(done, seconds)
+        eventually(lambda: all(run.is_finished for run in self.instance().get_runs()), 60)
+        self.kill(daemon, signal.SIGTERM)
+
     def kill(self, process: subprocess.Popen[bytes], number: int = signal.SIGKILL) -> None:
         """Ends a process and all that it has started."""
         try:

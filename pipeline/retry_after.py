@@ -1,11 +1,13 @@
 """When to ask again: the `Retry-After` header in all its spellings, and backoff where it is absent.
 
-Pure rules (protocol facts 17, 18 and section 6: an HTTP-date once became a hot loop at a peer).
+For every server that the pipeline speaks to. Pure rules (protocol facts 17, 18 and section 6: an HTTP-date
+once became a hot loop at a peer).
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
@@ -19,12 +21,22 @@ _NUMBER = re.compile(r"\d{1,15}(\.\d{0,15})?")
 _YEAR = 365 * 86400.0
 
 
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that an answer asks to wait, between 0 and `LONGEST_WAIT`; None where it does not say.
+
+    Dates count from the answer's own `Date`, so that a wrong clock here does no harm. `headers` are those of
+    httpx: names in any case.
+    """
+    now = http_date(headers.get("date") or "") or datetime.now(UTC)
+    return parse_retry_after(headers.get("retry-after"), now)
+
+
 def parse_retry_after(value: str | None, now: datetime) -> float | None:
     """Seconds to wait, between 0 and `LONGEST_WAIT`; None where the header is absent or nonsense.
 
     Reads delta-seconds (fractions too), the three HTTP-date forms, an ISO instant, and an epoch number in
     seconds or milliseconds that some gateways send. A time that has passed says nothing (clocks differ):
-    None. `now` is timezone-aware; the server's own `Date` header is the best choice.
+    None. `now` is timezone-aware.
     """
     if value is None:
         return None
@@ -56,15 +68,19 @@ def pace(
     return max(min(first * factor**steps, longest), shortest)
 
 
-def server_clock(date_header: str | None, here: datetime) -> datetime:
-    """The time at the server: its `Date` header, or `here` where that is missing or unreadable."""
-    return _http_date(date_header or "") or here
+def http_date(text: str) -> datetime | None:
+    """An HTTP-date in any of its three forms as an aware datetime, None when it is none."""
+    try:
+        moment = parsedate_to_datetime(text)
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except (TypeError, ValueError, IndexError, OverflowError):
+        return None
 
 
 def _seconds(text: str, now: datetime) -> float | None:
     if _NUMBER.fullmatch(text):
         return _from_number(float(text), now.timestamp())
-    moment = _http_date(text) or _iso_instant(text)
+    moment = http_date(text) or _iso_instant(text)
     if moment is None:
         return None
     return _ahead((moment - now).total_seconds())
@@ -79,14 +95,6 @@ def _from_number(number: float, now: float) -> float | None:
 
 def _ahead(seconds: float) -> float | None:
     return seconds if seconds > 0 else None
-
-
-def _http_date(text: str) -> datetime | None:
-    try:
-        moment = parsedate_to_datetime(text)
-        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
-    except (TypeError, ValueError, IndexError, OverflowError):
-        return None
 
 
 def _iso_instant(text: str) -> datetime | None:
