@@ -32,8 +32,15 @@ from pipeline.errors import ConfigError
 PROFILE_NAMES = ("smart", "apim-smart", "aidbox", "smartbox", "azure-fhir", "azure-fhir-export")
 
 _REFERENCE = re.compile(r"^(env|file|keyvault):(.+)$", re.DOTALL)
-_FHIR_ID = re.compile(r"^[A-Za-z0-9\-.]{1,128}$")
-_INSTANT = re.compile(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)$")
+_FHIR_ID = re.compile(r"[A-Za-z0-9\-.]{1,128}")
+_INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
+
+
+def _is_instant(value: str) -> bool:
+    try:
+        return _INSTANT.fullmatch(value) is not None and datetime.fromisoformat(value).tzinfo is not None
+    except ValueError:
+        return False
 
 
 def _check_reference(value: str) -> str:
@@ -110,14 +117,14 @@ class Export(_Strict):
     @field_validator("group")
     @classmethod
     def _group_id(cls, value: str | None) -> str | None:
-        if value is not None and not _FHIR_ID.match(value):
+        if value is not None and not _FHIR_ID.fullmatch(value):
             raise ValueError("a group is named by its FHIR id (letters, digits, - and .)")
         return value
 
     @field_validator("since")
     @classmethod
     def _since(cls, value: str) -> str:
-        if value not in ("auto", "never") and not _INSTANT.match(value):
+        if value not in ("auto", "never") and not _is_instant(value):
             raise ValueError("must be auto, never or an instant such as 2026-01-31T00:00:00Z")
         return value
 
@@ -167,7 +174,13 @@ class Source(_Strict):
     @classmethod
     def _url(cls, value: str) -> str:
         parts = urlsplit(value)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.username:
+        if (
+            parts.scheme not in ("http", "https")
+            or not parts.hostname
+            or parts.query
+            or parts.username
+            or parts.password
+        ):
             raise ValueError("must be the server's FHIR base URL, such as https://fhir.example.org/r4")
         if parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
             raise ValueError("must be https; plain http is for this machine only")
@@ -252,7 +265,7 @@ def load_config(path: Path | None = None) -> Config:
     """Reads and checks the configuration. Raises `ConfigError` naming each wrong key and what it takes."""
     path = (path or default_config_path()).absolute()
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a SafeLoader
     except FileNotFoundError:
         raise ConfigError(
             f"there is no configuration at {path}", "Set EXPORTS_CONFIG to the path of your exports.yaml"
@@ -264,14 +277,30 @@ def load_config(path: Path | None = None) -> Config:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "not YAML"
-        raise ConfigError(f"{path} is not valid YAML{where}: {problem}") from None
+        # The parser's own words may repeat a value that is a secret.
+        problem = f": {error.problem}" if isinstance(error, _DuplicateKey) else ""
+        raise ConfigError(f"{path} is not valid YAML{where}{problem}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{path} must hold keys (lake, sources), not {type(data).__name__}")
+    if "folder" in data:
+        raise ConfigError(f"{path} is wrong:\n  folder: there is no such key")
     try:
         return Config.model_validate({**data, "folder": path.parent})
     except ValidationError as error:
         raise ConfigError(f"{path} is wrong:\n{_explain(error, data)}") from None
+
+
+class _DuplicateKey(yaml.constructor.ConstructorError):
+    """A key that is written twice: one of the two would be lost."""
+
+
+class _Loader(yaml.SafeLoader):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and names.count(key.value) > 1:
+                raise _DuplicateKey(problem=f"the key {key.value} comes twice", problem_mark=key.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def _explain(error: ValidationError, data: dict[str, Any]) -> str:

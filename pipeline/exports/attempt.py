@@ -68,15 +68,15 @@ def recorded(session: Session, attempt: Attempt) -> Iterator[None]:
 
 
 def _record(session: Session, attempt: Attempt, error: BaseException) -> None:
-    known = isinstance(error, ExportError)
     fact = AttemptError(
         at=session.now(),
         # An unexpected error's own text may hold content: only its kind is written down.
         reason=error.cause if isinstance(error, ExportError) else f"unexpected {type(error).__name__}",
         advice=error.advice if isinstance(error, ExportError) else "The run's log shows where",
         kind=type(error).__name__,
-        counts=not isinstance(error, StillRunning),
-        transient=isinstance(error, Unreachable) or not known,
+        # Asked too early, or stopped by an operator: no failure of the export.
+        counts=isinstance(error, Exception) and not isinstance(error, StillRunning),
+        transient=isinstance(error, Unreachable),
     )
     try:
         session.ledger.write(attempt.export_id, f"attempts/{attempt.number:04d}.error.json", fact)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -77,12 +78,27 @@ def download_policy(source: Source) -> DownloadPolicy:
     return DownloadPolicy(downloads.auth, downloads.allow_hosts)
 
 
-_clients: dict[str, BulkClient] = {}
+@dataclass(frozen=True)
+class Connection:
+    """A client, and the sign-in behind it."""
+
+    client: BulkClient
+    auth: httpx.Auth | None
+
+    def sign_in(self) -> None:
+        """Gets a token now, if one is needed and none is held. Raises `AuthError`, `Unreachable`."""
+        from pipeline.auth.bearer import BearerAuth
+
+        if isinstance(self.auth, BearerAuth):
+            self.auth.token()
+
+
+_connections: dict[str, Connection] = {}
 _connecting = Lock()
 
 
-def connect(config: Config, source: Source) -> BulkClient:
-    """A client for the source; nothing is sent yet. Raises `ConfigError`.
+def connect(config: Config, source: Source) -> Connection:
+    """A connection to the source; nothing is sent yet. Raises `ConfigError`.
 
     One per process and registration, so that steps and sensor ticks share its token and connections; a new
     key or another configuration makes a new one.
@@ -91,14 +107,14 @@ def connect(config: Config, source: Source) -> BulkClient:
     if source.auth.private_key is not None:
         identity.update(resolve_secret(source.auth.private_key, config.folder))
     with _connecting:
-        client = _clients.get(identity.hexdigest())
-        if client is None:
-            client = _connect(config, source)
-            _clients[identity.hexdigest()] = client
-        return client
+        connection = _connections.get(identity.hexdigest())
+        if connection is None:
+            connection = _connect(config, source)
+            _connections[identity.hexdigest()] = connection
+        return connection
 
 
-def _connect(config: Config, source: Source) -> BulkClient:
+def _connect(config: Config, source: Source) -> Connection:
     from pipeline.bulkdata.client import BulkClient
     from pipeline.bulkdata.profiles import PROFILES
 
@@ -106,4 +122,5 @@ def _connect(config: Config, source: Source) -> BulkClient:
     auth = authentication(config, source, http)
     if auth is not None:
         http.auth = auth
-    return BulkClient(source.fhir_url, http, PROFILES[source.profile], download_policy(source))
+    client = BulkClient(source.fhir_url, http, PROFILES[source.profile], download_policy(source))
+    return Connection(client, auth)

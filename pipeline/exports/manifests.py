@@ -16,7 +16,6 @@ from pipeline.exports.closing import close
 from pipeline.exports.facts import FileKind, ManifestFact
 from pipeline.exports.request import require_request
 from pipeline.exports.session import Session
-from pipeline.exports.state import Poll, next_step
 
 if TYPE_CHECKING:
     from pipeline.bulkdata.answers import StatusAnswer
@@ -160,9 +159,6 @@ _ASK_AGAIN = "A new export run asks for everything again"
 
 def is_overdue(session: Session, attempt: Attempt) -> bool:
     """Whether the deadline of the export has passed."""
-    step = next_step(attempt.facts, session.now(), session.policy, lambda _: True)
-    if isinstance(step, Poll):
-        return step.overdue
     return session.now() > require_request(attempt.facts).at + session.policy.deadline
 
 

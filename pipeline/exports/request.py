@@ -115,6 +115,11 @@ def _ask(session: Session, facts: Facts, number: int) -> Facts:
     if not session.ledger.write(export_id, name, intent):
         raise StillRunning(f"another run is asking for {facts.label} at this moment")
     try:
+        session.connection.sign_in()
+    except ExportError as error:  # nothing was asked for: certainly no job
+        _note(session, export_id, number, error)
+        raise
+    try:
         answer = session.client.kick_off(parameters)
     except KickoffRejected as error:
         _note(session, export_id, number, error)

@@ -17,6 +17,7 @@ from pipeline.lake.lake import Lake, open_lake
 if TYPE_CHECKING:
     from pipeline.bulkdata.client import BulkClient
     from pipeline.bulkdata.profiles import Profile
+    from pipeline.exports.connection import Connection
 
 
 class Witness(Protocol):
@@ -71,11 +72,16 @@ class Session:
         return PROFILES[self.source.profile]
 
     @cached_property
-    def client(self) -> BulkClient:
+    def connection(self) -> Connection:
         """Raises `ConfigError` when the key or another secret is missing."""
         from pipeline.exports.connection import connect
 
         return connect(self.config, self.source)
+
+    @property
+    def client(self) -> BulkClient:
+        """Raises `ConfigError` when the key or another secret is missing."""
+        return self.connection.client
 
     @property
     def policy(self) -> Policy:

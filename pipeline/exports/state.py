@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
 
+from pipeline.errors import StillRunning
 from pipeline.exports.facts import AttemptError, ClosingFact
 from pipeline.exports.ledger import CLOSINGS, Facts
 from pipeline.exports.owner import Owner
@@ -45,6 +46,8 @@ class Poll:
     """Ask the server how far it is; past the deadline the answer 'not yet' ends the export."""
 
     overdue: bool
+    attempt: int = 1
+    """The attempt to start when it is ready."""
 
 
 @dataclass(frozen=True)
@@ -118,12 +121,13 @@ def next_step(facts: Facts, now: datetime, policy: Policy, is_dead: Callable[[Ow
     claim = facts.last_claim
     if claim is not None and not is_dead(claim.owner):
         return Busy(claim.owner, "ingest")
+    overdue = now > facts.request.at + policy.deadline
     failures = counted_failures(facts)
-    if failures >= policy.max_attempts:
-        return Hold(f"{failures} attempts failed; the last one: {last_reason(facts)}")
-    if claim is not None:
-        return Ingest(claim.number + 1, last_reason(facts), _retry_at(facts, claim.number, failures))
-    return Poll(overdue=now > facts.request.at + policy.deadline)
+    if failures >= policy.max_attempts or (overdue and _is_passing(facts)):
+        return Hold(f"{failures or 'all'} attempts failed; the last one: {last_reason(facts)}")
+    if claim is None or _came_too_early(facts):
+        return Poll(overdue, claim.number + 1 if claim else 1)
+    return Ingest(claim.number + 1, last_reason(facts), _retry_at(facts, claim.number))
 
 
 def _after_receipt(facts: Facts, now: datetime, policy: Policy, is_dead: Callable[[Owner], bool]) -> Step:
@@ -171,14 +175,31 @@ def _was_put_off(facts: Facts, number: int) -> bool:
 
 
 def counted_failures(facts: Facts) -> int:
-    """Attempts since the last receipt that failed, one that died without a word included."""
-    failed = 0
-    for claim in facts.claims:
-        if claim.number <= facts.settled_attempt:
-            continue
-        error = facts.attempt_errors.get(claim.number)
-        failed += error is None or error.counts
-    return failed
+    """Attempts since the last receipt that failed, one that died without a word included.
+
+    Passing trouble (network, an overloaded server) does not count: it is tried again up to the deadline.
+    """
+    return sum(error is None or (error.counts and not error.transient) for error in _endings(facts))
+
+
+def _endings(facts: Facts) -> list[AttemptError | None]:
+    """How each attempt since the last receipt ended; None for one that died without a word."""
+    return [
+        facts.attempt_errors.get(claim.number)
+        for claim in facts.claims
+        if claim.number > facts.settled_attempt
+    ]
+
+
+def _is_passing(facts: Facts) -> bool:
+    last = _endings(facts)[-1:]
+    return bool(last) and last[0] is not None and last[0].transient
+
+
+def _came_too_early(facts: Facts) -> bool:
+    """The last attempt found the server still at work: then it is polled, not tried again."""
+    last = _endings(facts)[-1:]
+    return bool(last) and last[0] is not None and last[0].kind == StillRunning.__name__
 
 
 def last_reason(facts: Facts) -> str:
@@ -190,11 +211,12 @@ def last_reason(facts: Facts) -> str:
     return error.reason if error else f"attempt {claim.number} died (its run or process ended without a word)"
 
 
-def _retry_at(facts: Facts, number: int, failures: int) -> datetime | None:
-    error: AttemptError | None = facts.attempt_errors.get(number)
+def _retry_at(facts: Facts, number: int) -> datetime | None:
+    error = facts.attempt_errors.get(number)
     if error is None:
         return None  # a killed run: nothing speaks against going on at once
-    return error.at + _backoff(max(failures, 1), seconds=30 if error.transient else 3)
+    ended_so = sum(each is not None and each.transient == error.transient for each in _endings(facts))
+    return error.at + _backoff(ended_so, seconds=30 if error.transient else 3)
 
 
 def _backoff(failures: int, *, seconds: int) -> timedelta:

@@ -36,7 +36,7 @@ from pipeline.exports.state import (
 from pipeline.exports.watch import NotYet, look
 from pipeline.orchestration.factory import build_source
 from pipeline.orchestration.names import names_of
-from pipeline.orchestration.runs import process_tag, reap_dead_runs, session_in_daemon
+from pipeline.orchestration.runs import announcement, process_tag, reap_dead_runs, session_in_daemon
 
 Say = Callable[[str], None]
 
@@ -61,8 +61,24 @@ def open_instance(config: Config) -> dg.DagsterInstance:
         os.environ["DAGSTER_HOME"] = str(config.folder)
     home = Path(os.environ["DAGSTER_HOME"]).absolute()
     home.mkdir(parents=True, exist_ok=True)
+    if not (home / "dagster.yaml").exists():
+        (home / "dagster.yaml").write_text(_QUIET, encoding="utf-8")
     os.environ["DAGSTER_HOME"] = str(home)
     return dg.DagsterInstance.get()
+
+
+_QUIET = """# Made by fhir-export. What belongs here: docs/operations.md of fhir-export-pipeline.
+telemetry:
+  enabled: false
+nux:
+  enabled: false
+run_monitoring:
+  enabled: true
+  free_slots_after_run_end_seconds: 60
+concurrency:
+  pools:
+    default_limit: 1
+"""
 
 
 def run_source(config: Config, source: Source, *, wait: bool, say: Say = lambda _: None) -> RunOutcome:
@@ -111,7 +127,7 @@ class _Run:
                 return wait and bool(self.session.ledger.read(self.export_id).intents)
             case _ if not wait:
                 return False
-            case Poll(overdue):
+            case Poll(overdue, _):
                 self._poll(facts, overdue)
             case Ingest(_, reason, not_before):
                 self._pause(not_before.timestamp() - time.time() if not_before else 0, reason)
@@ -150,6 +166,7 @@ class _Run:
     def _execute(self, job: str) -> None:
         """Runs a job here; what goes wrong is remembered, and what is next is read from the facts."""
         self.error = None
+        listening = announcement.set(self.say)
         try:
             self.definitions.resolve_job_def(job).execute_in_process(
                 instance=self.instance,
@@ -162,6 +179,8 @@ class _Run:
         except ExportError as error:
             self.error = error
             self.say(str(error))
+        finally:
+            announcement.reset(listening)
 
     def _outcome(self) -> RunOutcome:
         facts = self.session.ledger.read(self.export_id)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import dagster as dg
@@ -69,22 +71,46 @@ class EventLogWitness:
         return None
 
 
+announcement: ContextVar[Callable[[str], None] | None] = ContextVar("announcement", default=None)
+"""Who else is told what a step logs: the terminal of a command-line run."""
+
+
+def _log(context: dg.OpExecutionContext) -> Callable[[str], None]:
+    announce = announcement.get()
+
+    def log(text: str) -> None:
+        context.log.info(text)
+        if announce is not None:
+            announce(text)
+
+    return log
+
+
 def session_in_step(config: Config, source: Source, context: dg.OpExecutionContext) -> Session:
     """The session of a step of a run."""
-    in_process = context.job_def.executor_def.name == dg.in_process_executor.name
+    lives_here = _lives_here(context)
+    if lives_here and PROCESS_TAG not in context.run.tags and context.run_id not in _tagged:
+        _tagged.add(context.run_id)
+        context.instance.add_run_tags(context.run_id, process_tag())
     return Session(
         config=config,
         source=source,
-        owner=this_process(context.run_id, outlived=not in_process and not _executes_here(context)),
+        owner=this_process(context.run_id, outlived=not lives_here),
         is_dead=is_dead_in(context.instance),
         witness=EventLogWitness(context.instance, names_of(source), context.log_event),
-        log=context.log.info,
+        log=_log(context),
     )
 
 
-def _executes_here(context: dg.OpExecutionContext) -> bool:
-    """A run by `execute_in_process` (the command line) lives in this process whatever its executor."""
-    return PROCESS_TAG in context.run.tags
+_tagged: set[str] = set()
+
+
+def _lives_here(context: dg.OpExecutionContext) -> bool:
+    """Whether the run ends when this process does: by its executor, or because the command line runs it."""
+    if context.job_def.executor_def.name == dg.in_process_executor.name:
+        return True
+    tag = context.run.tags.get(PROCESS_TAG)
+    return tag is not None and Owner.model_validate_json(tag).pid == os.getpid()
 
 
 def session_in_daemon(config: Config, source: Source, instance: dg.DagsterInstance) -> Session:
@@ -104,7 +130,7 @@ def process_tag() -> dict[str, str]:
 
 
 def reap_dead_runs(instance: dg.DagsterInstance, source: Source) -> list[str]:
-    """Fails the runs whose process was killed: no launcher watches those of the command line.
+    """Fails the runs whose process was killed: the default launcher does not notice, nor does anybody else.
 
     Their pool slots are freed, so that a killed kick-off never blocks the next (facts/dagster.md 8).
     """

@@ -96,8 +96,8 @@ class _Tick:
                 self._when_due(not_before, export_id, self.names.kickoff_job, f"kickoff:{number}")
             case Ingest(attempt, _, not_before):
                 self._when_due(not_before, export_id, self.names.ingest_job, str(attempt))
-            case Poll(overdue):
-                self._poll(facts, overdue, pacing)
+            case Poll():
+                self._poll(facts, step, pacing)
             case Hold():
                 hold(self.session, export_id, step)
                 self.context.log.error(f"{export_id} is held: {step.reason}")
@@ -110,18 +110,18 @@ class _Tick:
             case _:
                 self.notes.append(f"{export_id}: {type(step).__name__.lower()}")
 
-    def _poll(self, facts: Facts, overdue: bool, pacing: dict[str, dict[str, Any]]) -> None:
+    def _poll(self, facts: Facts, step: Poll, pacing: dict[str, dict[str, Any]]) -> None:
         export_id, now = facts.export_id, self.session.now()
         paced = pacing.setdefault(export_id, {"next": "", "looks": 0, "progress": None})
-        if overdue:
-            self._request(export_id, self.names.ingest_job, "1")
+        if step.overdue:
+            self._request(export_id, self.names.ingest_job, str(step.attempt))
             return
         if paced["next"] and now < datetime.fromisoformat(paced["next"]):
             self.notes.append(f"{export_id}: {paced['progress'] or 'running'}, asked again {paced['next']}")
             return
         seen = look(self.session, facts, paced["looks"])
         if not isinstance(seen, NotYet):
-            self._request(export_id, self.names.ingest_job, "1")
+            self._request(export_id, self.names.ingest_job, str(step.attempt))
             return
         if seen.problem:
             self.context.log.warning(f"{export_id}: {seen.problem}")

@@ -115,7 +115,7 @@ def test_a_url_that_nothing_listens_at(setup: Setup) -> None:
     bad = the_bad_one(setup.verdicts(), "server")
     assert f"127.0.0.1:{port}" in bad.cause
     assert "the connection was refused" in bad.cause
-    assert "Check the URL" in bad.advice
+    assert "Check host and port" in bad.advice
     assert bad.exit_code == 6
 
 

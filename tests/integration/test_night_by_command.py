@@ -197,7 +197,7 @@ def test_an_export_whose_bytes_are_gone_is_refused_before_anything_changes(
     hidden = site.folder / "hidden"
     shutil.move(site.lake / "hosp" / "raw" / second, hidden)
     try:
-        with pytest.raises(VerificationFailed, match="raw files .* are gone"):
+        with pytest.raises(VerificationFailed, match=r"raw files .* are gone"):
             claim_attempt(site.session, second)
         assert fingerprints(site, second) == before
         assert site.facts(second) == facts

@@ -1,0 +1,100 @@
+"""What Dagster pays and touches when it loads the definitions (issue 2, Dagster)."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+LIMIT = 0.5
+"""Seconds of CPU time beyond `import dagster`."""
+MOST_TRIES = 6
+"""A machine that is busy with other things makes CPU time longer, too: the best try counts."""
+
+PROBE = """
+import json, sys, time
+seen = []
+sys.addaudithook(lambda event, given: seen.append((event, str(given[0]))) if event in {
+    "open", "os.listdir", "os.scandir", "os.mkdir", "os.rename"} else
+    seen.append((event, str(given[-1]))) if event.startswith("socket.") else None)
+import dagster
+begun = time.process_time()
+import pipeline.definitions
+repository = pipeline.definitions.defs.get_repository_def()
+spent = time.process_time() - begun
+json.dump({"seen": seen, "modules": sorted(sys.modules), "seconds": spent,
+           "assets": len(list(repository.asset_graph.get_all_asset_keys())),
+           "jobs": sorted(repository.job_names)}, sys.stdout)
+"""
+
+TYPES = [
+    *("AllergyIntolerance", "CarePlan", "CareTeam", "Claim", "Condition", "Coverage", "Device"),
+    *("DiagnosticReport", "DocumentReference", "Encounter", "ExplanationOfBenefit", "Goal", "Immunization"),
+    *("Location", "Medication", "MedicationRequest", "Observation", "Organization", "Patient"),
+    *("Practitioner", "PractitionerRole", "Procedure", "RelatedPerson", "ServiceRequest", "Specimen"),
+]
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """Three sources of 25 types; no lake, no key, and a server that is not there."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    sources = [
+        {
+            "name": f"hosp_{letter}",
+            "fhir_url": f"http://127.0.0.1:{port}/fhir",
+            "auth": {"client_id": "nightly", "private_key": "file:keys/missing.pem"},
+            "export": {"group": "demo", "types": TYPES},
+            "schedule": f"{minute} 2 * * *",
+        }
+        for minute, letter in enumerate("abc")
+    ]
+    (tmp_path / "exports.yaml").write_text(
+        yaml.safe_dump({"lake": str(tmp_path / "lake"), "sources": sources})
+    )
+    return tmp_path
+
+
+def load(home: Path) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE],
+        env={**os.environ, "EXPORTS_CONFIG": str(home / "exports.yaml"), "DAGSTER_HOME": str(home)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        cwd=home,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_loading_touches_neither_network_nor_lake_nor_keys_and_imports_nothing_heavy(home: Path) -> None:
+    found = load(home)
+    assert found["assets"] == 3 * (len(TYPES) + 4)
+    assert len(found["jobs"]) >= 3 * 3
+    opened = [path for event, path in found["seen"] if event == "open"]
+    assert str(home / "exports.yaml") in opened, "the hook sees what is opened"
+    assert [event for event, _ in found["seen"] if event.startswith("socket.")] == []
+    for place in ("lake", "keys"):
+        assert [path for _, path in found["seen"] if path.startswith(str(home / place))] == []
+        assert not (home / place).exists()
+    assert [path for path in opened if path.endswith("definitions.json.gz")] == []
+    packages = {module.partition(".")[0] for module in found["modules"]}
+    assert packages & {"pyarrow", "deltalake", "adlfs", "fsspec", "httpx", "cryptography", "msgspec"} == set()
+
+
+def test_loading_three_sources_adds_under_half_a_second_to_importing_dagster(home: Path) -> None:
+    spent: list[float] = []
+    while not spent or (min(spent) >= LIMIT and len(spent) < MOST_TRIES):
+        spent.append(load(home)["seconds"])
+    assert min(spent) < LIMIT, spent
