@@ -114,14 +114,24 @@ def _options(context: typer.Context) -> _Options:
 
 
 @app.command()
-def demo(context: typer.Context) -> None:
+def demo(
+    context: typer.Context,
+    ui: Annotated[
+        bool, typer.Option("--ui", help="Leave the Dagster UI up, with the server behind it, until Ctrl-C.")
+    ] = False,
+    port: Annotated[int, typer.Option(help="Where the UI answers (with --ui).")] = 3000,
+) -> None:
     """A whole night on a FHIR server with made-up data: kick-off, download, tables, lineage.
 
     Needs no configuration and no network; writes below ./lake and dagster_home/ only.
     """
-    from pipeline.demo import run_demo
+    from pipeline.demo import run_demo, run_ui
 
-    run_demo(say=give, config_path=_options(context).config)
+    config = _options(context).config
+    if ui:
+        run_ui(say=give, config_path=config, port=port)
+    else:
+        run_demo(say=give, config_path=config)
 
 
 @app.command()

@@ -18,20 +18,26 @@ LIMIT = 0.5
 MOST_TRIES = 6
 """A machine that is busy with other things makes CPU time longer, too: the best try counts."""
 
-PROBE = """
-import json, sys, time
+WATCH = """
+import sys
 seen = []
-sys.addaudithook(lambda event, given: seen.append((event, str(given[0]))) if event in {
-    "open", "os.listdir", "os.scandir", "os.mkdir", "os.rename"} else
-    seen.append((event, str(given[-1]))) if event.startswith("socket.") else None)
+FILES = {"open", "os.listdir", "os.scandir", "os.mkdir", "os.rename", "os.remove"}
+def watch(event, given):
+    if event in FILES or event.startswith("socket."):
+        seen.append((event, str(given[0]) if event in FILES else str(given[-1])))
+sys.addaudithook(watch)
+"""
+
+LOAD = """
+import json, sys, time
 import dagster
 begun = time.process_time()
 import pipeline.definitions
 repository = pipeline.definitions.defs.get_repository_def()
 spent = time.process_time() - begun
-json.dump({"seen": seen, "modules": sorted(sys.modules), "seconds": spent,
-           "assets": len(list(repository.asset_graph.get_all_asset_keys())),
-           "jobs": sorted(repository.job_names)}, sys.stdout)
+assets = len(list(repository.asset_graph.get_all_asset_keys()))
+json.dump({"seconds": spent, "modules": sorted(sys.modules), "seen": globals().get("seen", []),
+           "assets": assets, "jobs": list(repository.job_names)}, sys.stdout)
 """
 
 TYPES = [
@@ -54,9 +60,8 @@ def home(tmp_path: Path) -> Path:
             "fhir_url": f"http://127.0.0.1:{port}/fhir",
             "auth": {"client_id": "nightly", "private_key": "file:keys/missing.pem"},
             "export": {"group": "demo", "types": TYPES},
-            "schedule": f"{minute} 2 * * *",
         }
-        for minute, letter in enumerate("abc")
+        for letter in "abc"
     ]
     (tmp_path / "exports.yaml").write_text(
         yaml.safe_dump({"lake": str(tmp_path / "lake"), "sources": sources})
@@ -64,10 +69,13 @@ def home(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def load(home: Path) -> dict[str, Any]:
+def load(home: Path, program: str) -> dict[str, Any]:
+    environment = {**os.environ, "EXPORTS_CONFIG": str(home / "exports.yaml"), "DAGSTER_HOME": str(home)}
+    # An installation has its bytecode cached; compiling is not what is measured.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     done = subprocess.run(
-        [sys.executable, "-c", PROBE],
-        env={**os.environ, "EXPORTS_CONFIG": str(home / "exports.yaml"), "DAGSTER_HOME": str(home)},
+        [sys.executable, "-c", program],
+        env=environment,
         capture_output=True,
         text=True,
         timeout=120,
@@ -79,7 +87,7 @@ def load(home: Path) -> dict[str, Any]:
 
 
 def test_loading_touches_neither_network_nor_lake_nor_keys_and_imports_nothing_heavy(home: Path) -> None:
-    found = load(home)
+    found = load(home, WATCH + LOAD)
     assert found["assets"] == 3 * (len(TYPES) + 4)
     assert len(found["jobs"]) >= 3 * 3
     opened = [path for event, path in found["seen"] if event == "open"]
@@ -96,5 +104,5 @@ def test_loading_touches_neither_network_nor_lake_nor_keys_and_imports_nothing_h
 def test_loading_three_sources_adds_under_half_a_second_to_importing_dagster(home: Path) -> None:
     spent: list[float] = []
     while not spent or (min(spent) >= LIMIT and len(spent) < MOST_TRIES):
-        spent.append(load(home)["seconds"])
+        spent.append(load(home, LOAD)["seconds"])
     assert min(spent) < LIMIT, spent
