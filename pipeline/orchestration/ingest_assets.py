@@ -106,7 +106,7 @@ def build_tables(config: Config, source: Source) -> dg.AssetsDefinition:
 @cache
 def _freshness(schedule: str, timezone: str) -> dg.FreshnessPolicy:
     """Fresh at a tick of the schedule: materialized since the tick before it."""
-    # Dagster walks through a thousand ticks to find the interval, twice: a quarter of the whole loading.
+    # Dagster walks through a thousand ticks, here and again in `cron`: 25 ms each, a tenth of the loading.
     interval = get_smallest_cron_interval(schedule)
     return dg.FreshnessPolicy.cron(deadline_cron=schedule, lower_bound_delta=interval, timezone=timezone)
 

@@ -20,6 +20,12 @@ class Names:
     """The names of one source."""
 
     source: str
+    origin_name: str = "group"
+
+    @property
+    def origin(self) -> dg.AssetKey:
+        """What the server has, outside of Dagster: the group, the patients or the system."""
+        return self.key(self.origin_name)
 
     @property
     def partitions(self) -> dg.DynamicPartitionsDefinition:
@@ -55,4 +61,8 @@ class Names:
 
 
 def names_of(source: Source) -> Names:
-    return Names(source.name)
+    """The names of a source; where `group` is the table of the type Group, the origin is called otherwise."""
+    origin = {"group": "group", "patient": "patients", "system": "system"}[source.export.level]
+    if origin == "group" and "Group" in (source.export.types or ()):
+        origin = "group_on_server"
+    return Names(source.name, origin)

@@ -1,4 +1,4 @@
-"""`group` and `export_request`: what is asked for, and the kick-off."""
+"""`group` (or `patients`, `system`) and `export_request`: what is asked for, and the kick-off."""
 
 # No `from __future__ import annotations`: Dagster reads the type of `context` from the function itself.
 
@@ -22,7 +22,7 @@ def group_spec(source: Source) -> dg.AssetSpec:
     export = source.export
     what = {"group": f"Group/{export.group}", "patient": "all patients", "system": "the whole system"}
     return dg.AssetSpec(
-        names_of(source).key("group"),
+        names_of(source).origin,
         group_name=source.name,
         description=f"{what[export.level]} at {source.fhir_url}",
         metadata={"fhir_url": dg.MetadataValue.url(source.fhir_url)},
@@ -36,7 +36,7 @@ def build_request_asset(config: Config, source: Source) -> dg.AssetsDefinition:
 
     @dg.asset(
         key=names.key("export_request"),
-        deps=[names.key("group")],
+        deps=[names.origin],
         partitions_def=names.partitions,
         group_name=source.name,
         kinds={"fhir"},

@@ -59,7 +59,7 @@ def _columns(schema: pa.Schema, names: Names, resource_type: str) -> dict[str, A
         for name, kind, description, nullable in describe(schema, resource_type)
     ]
     origin: Mapping[str, list[dg.TableColumnDep]] = {
-        column.name: [dg.TableColumnDep(names.key("group"), f"{resource_type}.{column.name}")]
+        column.name: [dg.TableColumnDep(names.origin, f"{resource_type}.{column.name}")]
         for column in columns
         if column.name not in LINEAGE_COLUMNS
     }

@@ -55,7 +55,7 @@ class RowEncoder:
         except (msgspec.MsgspecError, ValueError, RecursionError, OverflowError):
             return self._tolerant(line)
         # Every parser hides a duplicate key; the row then has fewer colons than the line.
-        if row.count(b":") != line.count(b":") or _SPELLING.search(line):
+        if row.count(b":") != line.count(b":") or _MINUS_ZERO.search(line) or _COLON.search(line):
             return self._tolerant(line)
         return row
 
@@ -64,7 +64,9 @@ class RowEncoder:
 
 
 # What the fast way would spell otherwise: a minus zero without a fraction, and a colon hidden in an escape.
-_SPELLING: Final = re.compile(rb"-0[\s,\]}]|\\u003[aA]")
+# Two expressions, because each begins with a fixed text and so is found five times as fast as their union.
+_MINUS_ZERO: Final = re.compile(rb"-0[\s,\]}]")
+_COLON: Final = re.compile(rb"\\u003[aA]")
 
 
 # --- the fast way ------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ _BEARER = re.compile(rb"[Bb]earer [A-Za-z0-9._~+/-]{16,}")
 
 @pytest.fixture(scope="module")
 def faulty_night(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Site, str, str]]:
-    """A night with refused files, a false count, a bad line and a lost connection, then a good one."""
+    """A night by command with refused files, cut files and a broken status, then one by daemon."""
     with open_site(tmp_path_factory.mktemp("secrets"), patients=6, export={"types": TYPES}) as site:
         site.sandbox.control(
             faults=[
@@ -41,10 +41,13 @@ def faulty_night(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Sit
             ]
         )
         shown = []
-        for _ in range(2):
-            done = site.cli("run", "hosp", "--wait", check=False)
-            shown.append(done.stdout + done.stderr)
-            site.sandbox.control(faults=[])
+        done = site.cli("run", "hosp", "--wait", check=False)
+        shown.append(done.stdout + done.stderr)
+        site.sandbox.control(faults=[{"path": r"/0\.ndjson", "truncate_after": 700, "times": 1}])
+        done = site.cli("run", "hosp")
+        shown.append(done.stdout + done.stderr)
+        last = site.export_ids()[-1]
+        site.spawn_daemon_until(lambda: site.facts(last).receipt is not None, 120)
         for arguments in (["exports"], ["show", f"hosp/{site.export_ids()[0]}"], ["check"]):
             done = site.cli(*arguments, check=False)
             shown.append(done.stdout + done.stderr)
@@ -111,6 +114,7 @@ def everything(site: Site, shown: str) -> Iterator[tuple[str, bytes]]:
             yield str(path), path.read_bytes()
         if path.suffix == ".db":
             yield f"{path} rows", dump(path)
+    yield "daemon and run workers", (site.folder / "processes.log").read_bytes()
     for path in sorted((site.lake / "hosp").rglob("*")):
         if path.is_file() and ("/raw/" not in str(path)) and (path.suffix in (".json", ".ndjson")):
             yield str(path), path.read_bytes()
