@@ -37,6 +37,7 @@ CLOSINGS = ("held", "gone", "rejected", "cancelled", "withdrawn")
 _INTENT = re.compile(r"^intent(?:-(\d{4}))?\.json$")
 _INTENT_ERROR = re.compile(r"^intent-(\d{4})\.error\.json$")
 _NUMBERED = re.compile(r"^(attempts|receipts|published)/(\d{4})\.json$")
+_BATCH = re.compile(r"(?:^|/)(?P<type>[^/]+)-\d{6,}\.json$")
 _ATTEMPT_ERROR = re.compile(r"^attempts/(\d{4})\.error\.json$")
 
 
@@ -138,13 +139,19 @@ class Ledger:
             damaged=tuple(reader.damaged),
         )
 
-    def landed(self, export_id: str) -> list[LandedBatch]:
-        """Every batch whose bytes are in the lake, by type and number. A damaged one raises `LakeError`."""
-        return self._batches(export_id, "landed", LandedBatch)
+    def landed(self, export_id: str, batch_type: str | None = None) -> list[LandedBatch]:
+        """The batches whose bytes are in the lake, by type and number; all, or those of one type.
 
-    def staged(self, export_id: str) -> list[StagedBatch]:
-        """Every batch that was converted, by attempt, type and number. A damaged one raises `LakeError`."""
-        return self._batches(export_id, "staged", StagedBatch)
+        A damaged one raises `LakeError`.
+        """
+        return self._batches(export_id, "landed", batch_type, LandedBatch)
+
+    def staged(self, export_id: str, batch_type: str | None = None) -> list[StagedBatch]:
+        """The batches that were converted, by attempt, type and number; all, or those of one type.
+
+        A damaged one raises `LakeError`.
+        """
+        return self._batches(export_id, "staged", batch_type, StagedBatch)
 
     def manifest_pages(self, export_id: str) -> list[ManifestFact]:
         """The stored manifest, page by page; empty when there is none yet."""
@@ -175,9 +182,12 @@ class Ledger:
             raise LakeError(f"{self.folder(export_id)}/{name} is damaged", "Restore it from a backup")
         return fact
 
-    def _batches(self, export_id: str, folder: str, model: type[F]) -> list[F]:
+    def _batches(self, export_id: str, folder: str, batch_type: str | None, model: type[F]) -> list[F]:
         names = sorted(self.lake.sizes(f"{self.folder(export_id)}/{folder}"))
-        found = (self._one(export_id, f"{folder}/{name}", model) for name in names if name.endswith(".json"))
+        wanted = (
+            name for name in names if (match := _BATCH.search(name)) and batch_type in (None, match["type"])
+        )
+        found = (self._one(export_id, f"{folder}/{name}", model) for name in wanted)
         return [fact for fact in found if fact is not None]
 
 

@@ -88,11 +88,15 @@ def stage_type(
         return Staged(())
     work = _Work(session, attempt, table, mine[0].type or "", _known_schema(session, table))
     ours = {(file.kind, file.index) for file in mine}
-    landed = [b for b in session.ledger.landed(attempt.export_id) if b.type == table and _within(b, ours)]
+    landed = session.ledger.landed(attempt.export_id, table)
     usable = usable_stagings(session, attempt, table)
-    done = [usable[batch.number] for batch in landed if batch.number in usable]
+    done = []
     for batch in landed:
-        if batch.number not in usable:
+        if (batch.files[0].kind, batch.files[0].index) not in ours:
+            continue  # another shard's; one that was landed under other shards belongs to its first file's
+        if batch.number in usable:
+            done.append(usable[batch.number])
+        else:
             with session.lake.local_copy(batch.raw) as raw, session.lake.spool() as spool:
                 done.append(work.convert(batch, raw, spool))
     with session.lake.spool() as spool:
@@ -108,11 +112,11 @@ def land_sidecars(session: Session, attempt: Attempt, manifest: Manifest) -> lis
     live = live_manifest(session, attempt)
     for kind in SIDECARS:
         files = [file for file in manifest.files if file.kind == kind]
-        landed = [batch for batch in session.ledger.landed(attempt.export_id) if batch.type == kind]
+        landed = session.ledger.landed(attempt.export_id, kind)
         with session.lake.spool() as spool:
             for _ in land(session, attempt, live, kind, _not_landed(files, landed), spool):
                 pass
-    return [batch for batch in session.ledger.landed(attempt.export_id) if batch.type in SIDECARS]
+    return [batch for kind in SIDECARS for batch in session.ledger.landed(attempt.export_id, kind)]
 
 
 def usable_stagings(session: Session, attempt: Attempt, table: str) -> dict[int, StagedBatch]:
@@ -124,9 +128,9 @@ def usable_stagings(session: Session, attempt: Attempt, table: str) -> dict[int,
     prefix = f"{session.table(table)}/export_id={attempt.export_id}"
     sizes = session.lake.sizes(prefix)
     usable: dict[int, StagedBatch] = {}
-    for batch in session.ledger.staged(attempt.export_id):
+    for batch in session.ledger.staged(attempt.export_id, table):
         names = [(part.path.rsplit("/", 1)[-1], part.bytes) for part in batch.parts]
-        if batch.type == table and batch.attempt > settled and all(sizes.get(n) == b for n, b in names):
+        if batch.attempt > settled and all(sizes.get(name) == size for name, size in names):
             usable[batch.number] = batch
     return usable
 
@@ -134,10 +138,6 @@ def usable_stagings(session: Session, attempt: Attempt, table: str) -> dict[int,
 def _not_landed(files: Sequence[ManifestFile], landed: Iterable[LandedBatch]) -> list[FileKey]:
     there = {(file.kind, file.index) for batch in landed for file in batch.files}
     return [(file.kind, file.index) for file in files if (file.kind, file.index) not in there]
-
-
-def _within(batch: LandedBatch, ours: set[FileKey]) -> bool:
-    return all((file.kind, file.index) in ours for file in batch.files)
 
 
 def _known_schema(session: Session, table: str) -> pa.Schema | None:

@@ -73,3 +73,29 @@ def assert_published(site: Site, export_id: str) -> None:
     for resource_type, ids in site.ids_in_truth(1).items():
         if resource_type in SMALL["types"]:
             assert site.ids_in(table_name(resource_type), export_id) == ids
+
+
+def test_steps_in_processes_and_a_type_in_shards_give_the_same_tables(tmp_path: Path) -> None:
+    """Design, Dagster: any executor fits, because steps share nothing but facts and deterministic paths."""
+    with open_site(
+        tmp_path,
+        patients=20,
+        export={"types": ["Patient", "Observation"]},
+        source={"shards": {"Observation": 2}},
+        config={"executor": "multiprocess"},
+        file_lines=50,
+    ) as site:
+        site.cli("run", "hosp")
+        (export_id,) = site.export_ids()
+        site.spawn_daemon_until(lambda: site.facts(export_id).receipt is not None, 180)
+        (ingest,) = [run for run in site.instance().get_runs() if run.job_name == "hosp_ingest"]
+        assert ingest.status == dg.DagsterRunStatus.SUCCESS
+        steps = {stat.step_key for stat in site.instance().get_run_step_stats(ingest.run_id)}
+        assert {
+            "hosp_tables.hosp__stage_observation_1of2",
+            "hosp_tables.hosp__stage_observation_2of2",
+        } <= steps
+        assert len(site.session.ledger.landed(export_id, "observation")) == 2
+        truth = site.ids_in_truth(1)
+        assert site.ids_in("observation", export_id) == truth["Observation"]
+        assert site.ids_in("patient", export_id) == truth["Patient"]
