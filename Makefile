@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test dev lint types lock benchmark pictures clean
+.PHONY: help setup demo test dev lint types lock benchmark clean
 
 help:
 	@grep -E '^# make|^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^# //; s/:.*## /: /'
@@ -26,6 +26,9 @@ dev: setup ## the Dagster UI on http://127.0.0.1:3000 with the sandbox behind it
 
 test: setup lint types ## lint, types, all tests
 	$(BIN)/python -m pytest
+
+benchmark: setup ## memory and cost of an ingest of 1 GB of NDJSON
+	$(BIN)/python benchmarks/ingest_memory.py --gigabytes 1
 
 lint: setup
 	$(BIN)/ruff check .

@@ -83,7 +83,8 @@ def load(home: Path, program: str) -> dict[str, Any]:
         cwd=home,
     )
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    loaded: dict[str, Any] = json.loads(done.stdout)
+    return loaded
 
 
 def test_loading_touches_neither_network_nor_lake_nor_keys_and_imports_nothing_heavy(home: Path) -> None:

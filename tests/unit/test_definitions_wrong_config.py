@@ -10,7 +10,8 @@ from pathlib import Path
 
 def test_a_wrong_configuration_is_one_error_that_names_the_key(tmp_path: Path) -> None:
     (tmp_path / "exports.yaml").write_text(
-        "lake: lake\nsources:\n  - name: hosp\n    fhir_url: https://fhir.example.org\n    schedul: '0 2 * * *'\n"
+        "lake: lake\nsources:\n  - name: hosp\n    schedul: '0 2 * * *'\n"
+        "    fhir_url: https://fhir.example.org\n"
         "    auth: {client_id: me, private_key: 'file:k.pem'}\n    export: {group: '1'}\n"
     )
     done = subprocess.run(
