@@ -8,12 +8,13 @@ the sandbox's configuration only.
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -71,11 +72,25 @@ def run_ui(say: Say, config_path: Path | None = None, port: int = 3000) -> None:
     with demo.sandbox(night):
         say(f"the Dagster UI comes up at http://127.0.0.1:{port} (Ctrl-C ends it)")
         command = demo.dagster("dagster", "dev", *_CODE, "-h", "127.0.0.1", "-p", str(port))
-        process = subprocess.Popen(command, env=demo.environment)  # noqa: S603 - our own command
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stop is a stop, by Ctrl-C or by kill
+        # A session of its own: the signal reaches the webserver, daemon and code server once, from here.
+        process = subprocess.Popen(command, env=demo.environment, start_new_session=True)  # noqa: S603
         try:
             process.wait()
         except KeyboardInterrupt:
-            process.wait()
+            say("stopping the Dagster UI and its daemon")
+        finally:
+            _end_group(process)
+
+
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    """Stops a process and all that it has started, politely first."""
+    for number, seconds in ((signal.SIGINT, 20), (signal.SIGTERM, 10), (signal.SIGKILL, 10)):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+            return
 
 
 class _Demo:
@@ -92,7 +107,8 @@ class _Demo:
             "EXPORTS_CONFIG": str(self.path),
             "DAGSTER_DISABLE_TELEMETRY": "yes",
         }
-        self.logs = self.home / "logs"
+        # Not "logs": Dagster's own tools take a folder of that name for their telemetry, and move it.
+        self.logs = self.home / "demo-logs"
         self.logs.mkdir(exist_ok=True)
 
     def dagster(self, tool: str, *arguments: str) -> list[str]:

@@ -245,7 +245,7 @@ def describe(facts: Facts, step: Step, now: datetime) -> tuple[str, str]:
             if number == 1:
                 return "planned", "not asked for yet"
             when = f"; asked again at {at:%H:%M:%S} UTC" if at and at > now else "; to be asked again"
-            return ("waiting" if _was_put_off(facts, number - 1) else "uncertain"), reason + when
+            return _kickoff_state(facts, number - 1), reason + when
         case Poll(overdue):
             return "running", "past its deadline" if overdue else "the server works on it"
         case Busy(owner, what):
@@ -256,6 +256,14 @@ def describe(facts: Facts, step: Step, now: datetime) -> tuple[str, str]:
             return "failing", f"to be held: {reason}"
         case Reject(reason, _):
             return "failing", f"to be rejected: {reason}"
+
+
+def _kickoff_state(facts: Facts, number: int) -> str:
+    """waiting: the server said later; failing: certainly no job; uncertain: there may be one."""
+    if _was_put_off(facts, number):
+        return "waiting"
+    error = facts.intent_errors.get(number)
+    return "failing" if error is not None and error.certain else "uncertain"
 
 
 def _describe_closed(facts: Facts, state: str) -> tuple[str, str]:

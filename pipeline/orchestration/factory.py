@@ -29,6 +29,7 @@ def build_source(
         jobs=jobs,
         schedules=[build_schedule(config, source)],
         sensors=[build_sensor(config, source, jobs)],
+        executor=executor,  # for what is materialized by hand in the UI
     )
 
 

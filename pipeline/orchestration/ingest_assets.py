@@ -7,11 +7,13 @@ No `DynamicOut`: a worker killed in a fan-out would lose the steps that had not 
 # No `from __future__ import annotations`: Dagster reads the type of `context` from the function itself.
 
 from collections.abc import Callable, Iterator
-from functools import cache
+from datetime import datetime, timedelta
+from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
 
 import dagster as dg
-from dagster._utils.schedules import get_smallest_cron_interval
+from cronsim import CronSim
 
 from pipeline.config import Config, Source
 from pipeline.errors import ExportError
@@ -99,16 +101,23 @@ def build_tables(config: Config, source: Source) -> dg.AssetsDefinition:
         group_name=source.name,
         check_specs=checks,
     )(compose)
-    policy = _freshness(source.schedule, source.timezone)
+    policy = _freshness(source)
     return graph.map_asset_specs(lambda spec: dg.apply_freshness_policy(spec, policy))
 
 
-@cache
-def _freshness(schedule: str, timezone: str) -> dg.FreshnessPolicy:
-    """Fresh at a tick of the schedule: materialized since the tick before it."""
-    # Dagster walks through a thousand ticks, here and again in `cron`: 25 ms each, a tenth of the loading.
-    interval = get_smallest_cron_interval(schedule)
-    return dg.FreshnessPolicy.cron(deadline_cron=schedule, lower_bound_delta=interval, timezone=timezone)
+_TICKS = 40
+"""Enough to meet the longest pause of a weekly or working-day schedule."""
+
+
+def _freshness(source: Source) -> dg.FreshnessPolicy:
+    """Stale when the longest pause of the schedule, and the time an export may take, have gone by.
+
+    Not `FreshnessPolicy.cron`: its window is the shortest pause, so that a working-day schedule would be red
+    each Monday.
+    """
+    ticks = list(islice(CronSim(source.schedule, datetime.now(ZoneInfo(source.timezone))), _TICKS))
+    pause = max(after - before for before, after in pairwise(ticks))
+    return dg.FreshnessPolicy.time_window(fail_window=pause + timedelta(hours=source.deadline_hours))
 
 
 def build_receipt_asset(config: Config, source: Source) -> dg.AssetsDefinition:

@@ -119,9 +119,9 @@ class _Run:
         facts = self.session.ledger.read(self.export_id)
         step = self.session.next_step(facts)
         match step:
-            case KickOff(number, reason, not_before):
+            case KickOff(number, _, not_before):
                 if number > 1:
-                    self._pause(not_before.timestamp() - time.time() if not_before else 0, reason)
+                    self._pause(not_before.timestamp() - time.time() if not_before else 0, "asking again")
                 self._execute(self.names.kickoff_job)
                 # Before the intent was written nothing holds the export: the error is all there is.
                 return wait and bool(self.session.ledger.read(self.export_id).intents)
@@ -129,11 +129,12 @@ class _Run:
                 return False
             case Poll(overdue, _):
                 self._poll(facts, overdue)
-            case Ingest(_, reason, not_before):
-                self._pause(not_before.timestamp() - time.time() if not_before else 0, reason)
+            case Ingest(attempt, _, not_before):
+                wait_for = not_before.timestamp() - time.time() if not_before else 0
+                self._pause(wait_for, f"attempt {attempt} is next")
                 self._execute(self.names.ingest_job)
             case Busy(owner, what):
-                self._pause(2, f"run {owner.run_id} does the {what}")
+                self._pause(2, f"run {owner.run_id} does the {what}; looking again")
             case Hold():
                 hold(self.session, self.export_id, step)
             case Reject():
@@ -152,7 +153,7 @@ class _Run:
             self._execute(self.names.ingest_job)
             return
         self.looks += 1
-        self._pause(seen.wait, seen.problem or seen.progress or "the server works on it")
+        self._pause(seen.wait, f"{seen.problem or seen.progress or 'the server works on it'}; looking again")
 
     def _tidy(self) -> None:
         release(self.session, self.export_id)
@@ -160,7 +161,7 @@ class _Run:
 
     def _pause(self, seconds: float, why: str) -> None:
         if seconds > 0:
-            self.say(f"{why} (looking again in {seconds:.0f} s)")
+            self.say(f"{why} (in {seconds:.0f} s)")
             time.sleep(seconds)
 
     def _execute(self, job: str) -> None:

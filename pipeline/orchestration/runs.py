@@ -89,9 +89,9 @@ def _log(context: dg.OpExecutionContext) -> Callable[[str], None]:
 def session_in_step(config: Config, source: Source, context: dg.OpExecutionContext) -> Session:
     """The session of a step of a run."""
     lives_here = _lives_here(context)
-    if lives_here and PROCESS_TAG not in context.run.tags and context.run_id not in _tagged:
-        _tagged.add(context.run_id)
-        context.instance.add_run_tags(context.run_id, process_tag())
+    if context.run_id not in _seen:
+        _seen.add(context.run_id)
+        _introduce(context, names_of(source), lives_here)
     return Session(
         config=config,
         source=source,
@@ -102,7 +102,18 @@ def session_in_step(config: Config, source: Source, context: dg.OpExecutionConte
     )
 
 
-_tagged: set[str] = set()
+_seen: set[str] = set()
+
+
+def _introduce(context: dg.OpExecutionContext, names: Names, lives_here: bool) -> None:
+    """Makes a run known, also one that was started by hand: whose it is, where it lives, its partition."""
+    tags = {**names.tags, **(process_tag() if lives_here else {})}
+    missing = {name: value for name, value in tags.items() if name not in context.run.tags}
+    if missing:
+        context.instance.add_run_tags(context.run_id, missing)
+    if context.has_partition_key:
+        # The database may be new: partitions are rebuilt from the facts (design, Facts).
+        context.instance.add_dynamic_partitions(names.partitions.name or "", [context.partition_key])
 
 
 def _lives_here(context: dg.OpExecutionContext) -> bool:

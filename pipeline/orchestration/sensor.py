@@ -90,8 +90,8 @@ class _Tick:
         facts = self.session.ledger.read(export_id)
         step = self.session.next_step(facts)
         match step:
-            case Closed():
-                self.settled.add(export_id)
+            case Closed(state):
+                self._settle(export_id, state)
             case KickOff(number, _, not_before):
                 self._when_due(not_before, export_id, self.names.kickoff_job, f"kickoff:{number}")
             case Ingest(attempt, _, not_before):
@@ -109,6 +109,15 @@ class _Tick:
                 self._request(export_id, self.names.tidy_job, f"tidy:{hour}", partitioned=False)
             case _:
                 self.notes.append(f"{export_id}: {type(step).__name__.lower()}")
+
+    def _settle(self, export_id: str, state: str) -> None:
+        """Over, and not read again; a held one may still be repaired."""
+        partitions = self.names.partitions.name or ""
+        if not self.context.instance.has_dynamic_partition(partitions, export_id):
+            # The database may be new: partitions are rebuilt from the facts (design, Facts).
+            self.context.instance.add_dynamic_partitions(partitions, [export_id])
+        if state != "held":
+            self.settled.add(export_id)
 
     def _poll(self, facts: Facts, step: Poll, pacing: dict[str, dict[str, Any]]) -> None:
         export_id, now = facts.export_id, self.session.now()
@@ -165,7 +174,6 @@ class _Tick:
             )
         )
         if partitioned:
-            # The database may be new: partitions are rebuilt from the facts (design, Facts).
             self.context.instance.add_dynamic_partitions(self.names.partitions.name or "", [export_id])
 
 

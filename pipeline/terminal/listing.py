@@ -24,7 +24,7 @@ def show_verdicts(source: Source, verdicts: Sequence[Verdict]) -> None:
 
 def show_list(found: Sequence[ExportSummary]) -> None:
     """Export runs, one a line."""
-    headers = ("export", "state", "rows", "age", "reason", "next")
+    headers = ("export", "state", "rows", "age", "next", "reason")
     give_table(headers, [_row(each) for each in found], ("rows",))
 
 
@@ -34,8 +34,8 @@ def _row(summary: ExportSummary) -> tuple[str, ...]:
         summary.state,
         number(summary.rows),
         age(summary.age),
-        summary.reason,
         summary.next_step,
+        summary.reason,
     )
 
 

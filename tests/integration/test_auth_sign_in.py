@@ -53,7 +53,9 @@ SCOPE = "system/*.rs"
 def serving(app: ASGIApp, **options: Any) -> Iterator[str]:
     """The app on a loopback port of its own; gives its base URL."""
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off", **options))
+    server = uvicorn.Server(
+        uvicorn.Config(app, date_header=False, log_level="warning", lifespan="off", **options)
+    )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     while not server.started:
