@@ -85,7 +85,7 @@ def run_ui(say: Say, config_path: Path | None = None, port: int = 3000) -> None:
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:
     """Stops a process and all that it has started, politely first."""
-    for number, seconds in ((signal.SIGINT, 20), (signal.SIGTERM, 10), (signal.SIGKILL, 10)):
+    for number, seconds in ((signal.SIGINT, 12), (signal.SIGTERM, 8), (signal.SIGKILL, 10)):
         with suppress(ProcessLookupError):
             os.killpg(process.pid, number)
         with suppress(subprocess.TimeoutExpired):
