@@ -29,30 +29,40 @@ def claim_attempt(session: Session, export_id: str) -> Attempt:
     """The attempt of this run: the one it has, or the next one where that is free to take.
 
     Every step calls it: a run that is executed again from the middle takes a new number by itself.
-    Raises `StillRunning` while another run lives, `VerificationFailed` when the bytes of an export that is
-    to be ingested again are gone, `JobGone` when it ended without bytes; nothing is changed then.
+    Raises `StillRunning` while another run lives, or when the attempt that this run is for was taken;
+    `VerificationFailed` when the bytes of an export that is to be ingested again are gone, `JobGone` when it
+    ended without bytes: nothing is changed then.
     """
     for _ in range(8):
         facts = session.ledger.read(export_id)
         if facts.damaged:
             raise LakeError(f"{facts.label} has damaged facts: {', '.join(facts.damaged)}", "Restore them")
         require_request(facts)
+        _require_not_cancelled(facts)
         last = facts.last_claim
         if last is not None and last.owner.run_id == session.owner.run_id:
             return Attempt(last.number, facts)
         if last is not None and not session.is_dead(last.owner):
             raise StillRunning(f"run {last.owner.run_id} is ingesting {facts.label} at this moment")
-        _require_bytes(session, facts)
         number = last.number + 1 if last else 1
+        if session.attempt not in (None, number):
+            raise StillRunning(f"attempt {session.attempt} of {facts.label} was made by another run")
+        if facts.receipt or facts.closings.keys() - {"held"}:
+            _require_bytes(session, facts)
         claim = Claim(at=session.now(), number=number, owner=session.owner)
         if session.ledger.write(export_id, f"attempts/{number:04d}.json", claim):
-            return Attempt(number, session.ledger.read(export_id))
+            attempt = Attempt(number, session.ledger.read(export_id))
+            with recorded(session, attempt):  # a failure before the claim would never be counted
+                _require_bytes(session, facts)
+            return attempt
     raise StillRunning(f"other runs keep claiming {export_id}", "Look at the runs of this source")
 
 
 def require_claim(session: Session, attempt: Attempt) -> None:
     """Raises `StillRunning` when another run has taken the export over: this one must not publish."""
-    last = session.ledger.read(attempt.export_id).last_claim
+    facts = session.ledger.read(attempt.export_id)
+    _require_not_cancelled(facts)
+    last = facts.last_claim
     if last is None or last.number != attempt.number:
         raise StillRunning(f"{attempt.facts.label} was taken over by another run", "That run goes on")
 
@@ -103,6 +113,11 @@ def missing_raw(session: Session, source: str, export_id: str, batches: list[Lan
     return [
         batch.raw for batch in batches if sizes.get(batch.raw.removeprefix(f"{folder}/")) != batch.raw_bytes
     ]
+
+
+def _require_not_cancelled(facts: Facts) -> None:
+    if "cancelled" in facts.closings and not facts.receipt:
+        raise JobGone(f"{facts.label} was cancelled", "Start a new export run")
 
 
 def _require_bytes(session: Session, facts: Facts) -> None:

@@ -10,7 +10,15 @@ from threading import Lock
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
-from pipeline.errors import JobFailed, JobGone, StillRunning, Unreachable, VerificationFailed
+from pipeline.errors import (
+    ConfigError,
+    ExportError,
+    JobFailed,
+    JobGone,
+    StillRunning,
+    Unreachable,
+    VerificationFailed,
+)
 from pipeline.exports.attempt import Attempt, landed_whole
 from pipeline.exports.closing import close
 from pipeline.exports.facts import FileKind, ManifestFact
@@ -31,9 +39,12 @@ def without_query(url: str) -> str:
 
 def stored_manifest(session: Session, export_id: str) -> Manifest:
     """The manifest as it was first seen, signatures removed. Raises `LakeError` when there is none."""
-    from pipeline.bulkdata.manifest import assemble
+    from pipeline.bulkdata.manifest import Manifest, assemble
 
-    return assemble([fact.page for fact in session.ledger.manifest_pages(export_id)])
+    pages = session.ledger.manifest_pages(export_id)
+    if pages and not pages[0].page:
+        return Manifest.nothing()
+    return assemble([fact.page for fact in pages])
 
 
 def store_manifest(session: Session, export_id: str, manifest: Manifest) -> None:
@@ -44,10 +55,10 @@ def store_manifest(session: Session, export_id: str, manifest: Manifest) -> None
         ManifestFact(
             at=session.now(),
             transaction_time=manifest.transaction_time,
-            pages=len(manifest.pages),
+            pages=len(manifest.pages) or 1,
             page=redacted_page(page),
         )
-        for page in manifest.pages
+        for page in manifest.pages or ({},)  # a server may send no manifest for nothing at all
     ]
     for number in range(len(facts), 1, -1):
         session.ledger.write(export_id, f"manifest-{number:04d}.json", facts[number - 1])
@@ -162,22 +173,22 @@ def is_overdue(session: Session, attempt: Attempt) -> bool:
     return session.now() > require_request(attempt.facts).at + session.policy.deadline
 
 
-def cancel_export(session: Session, export_id: str, reason: str) -> bool:
-    """DELETEs the job and closes the export; False when the server did not confirm.
+def cancel_export(session: Session, export_id: str, reason: str) -> ExportError | None:
+    """Closes the export, then DELETEs the job; returns why the server did not confirm, if it did not.
 
-    Raises `ConfigError` when there is nothing to cancel.
+    In this order a run that ingests meanwhile sees the end before the job is gone. Raises `ConfigError` when
+    there is nothing to cancel, or when a receipt was quicker.
     """
-    from pipeline.errors import ExportError
-
     facts = session.ledger.read(export_id)
     url = require_request(facts).status_url
-    confirmed, advice = True, ""
+    close(session, export_id, "cancelled", reason)
+    if session.ledger.read(export_id).receipt is not None:
+        raise ConfigError(f"{facts.label} was published meanwhile", "There is nothing to cancel any more")
     try:
         session.client.delete(url)
     except ExportError as error:
-        confirmed, advice = False, f"The job may still run on the server: {error.cause}"
-    close(session, export_id, "cancelled", reason, advice)
-    return confirmed
+        return error
+    return None
 
 
 def match(stored: Sequence[ManifestFile], live: Sequence[ManifestFile]) -> dict[FileKey, ManifestFile]:

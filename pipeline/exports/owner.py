@@ -91,8 +91,13 @@ def _namespace() -> str:
 
 def this_process(run_id: str, *, outlived: bool = False) -> Owner:
     """The owner for work done here; `outlived`: the run goes on when this process has ended."""
-    host, boot = machine()
     if outlived:
+        host, boot = machine()
         return Owner(run_id=run_id, host=host, boot=boot)
-    process = psutil.Process(os.getpid())
-    return Owner(run_id=run_id, host=host, boot=boot, pid=process.pid, started=_since_boot(process))
+    return process_of_run(run_id, os.getpid())
+
+
+def process_of_run(run_id: str, pid: int) -> Owner:
+    """The owner for work whose run lives in that process of this machine."""
+    host, boot = machine()
+    return Owner(run_id=run_id, host=host, boot=boot, pid=pid, started=_since_boot(psutil.Process(pid)))

@@ -17,6 +17,7 @@ from pipeline.exports.attempt import Attempt, require_claim
 from pipeline.exports.facts import LandedBatch, Publication, StagedBatch, StagedPartFact, TableCounts
 from pipeline.exports.lineage import write_exports_row, write_lineage
 from pipeline.exports.session import Session
+from pipeline.exports.sidecars import read_sidecars
 from pipeline.exports.staging import tables_of, usable_stagings
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def publish(session: Session, attempt: Attempt, manifest: Manifest, expected: Se
         _prepare(session, attempt, table, resource_type, landed)
         for table, resource_type in _tables(manifest, expected).items()
     ]
+    read_sidecars(session, landed)  # what cannot be understood must fail before anything is visible
     require_claim(session, attempt)
     tables = {each.table: _commit(session, attempt, each) for each in ready}
     staged = [batch for each in ready for batch in each.staged]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from dataclasses import asdict, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from pipeline.config import Source
 from pipeline.errors import (
     ConfigError,
     ExportError,
@@ -94,8 +97,18 @@ def kickoff_parameters(session: Session) -> tuple[KickoffParameters, Since]:
     ids = session.ledger.export_ids() if export.since == "auto" and export.level != "group" else []
     facts = [session.ledger.read(each) for each in ids]
     receipts = [each.receipt for each in facts if each.receipt and "withdrawn" not in each.closings]
-    since = since_for(session.source, receipts, parameters.fingerprint())
+    since = since_for(session.source, receipts, fingerprint(session.source, parameters))
     return (replace(parameters, since=since.value) if since.value else parameters), since
+
+
+def fingerprint(source: Source, parameters: KickoffParameters) -> str:
+    """What exports must have in common to share a watermark: the server, what is asked for, and from when.
+
+    An export from a configured instant on has not what was before it.
+    """
+    since = source.export.since if source.export.since not in ("auto", "never") else None
+    parts = [source.fhir_url, source.tenant, since, parameters.fingerprint()]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _ask(session: Session, facts: Facts, number: int) -> Facts:
@@ -108,7 +121,7 @@ def _ask(session: Session, facts: Facts, number: int) -> Facts:
         number=number,
         owner=session.owner,
         parameters=asdict(parameters),
-        fingerprint=parameters.fingerprint(),
+        fingerprint=fingerprint(session.source, parameters),
         since_reason=since.reason,
     )
     name = "intent.json" if number == 1 else f"intent-{number:04d}.json"
@@ -116,6 +129,10 @@ def _ask(session: Session, facts: Facts, number: int) -> Facts:
         raise StillRunning(f"another run is asking for {facts.label} at this moment")
     try:
         session.connection.sign_in()
+    except ConfigError as error:  # asking again changes nothing
+        _note(session, export_id, number, error)
+        reject(session, export_id, Reject(error.cause, error.advice))
+        raise
     except ExportError as error:  # nothing was asked for: certainly no job
         _note(session, export_id, number, error)
         raise

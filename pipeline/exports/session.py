@@ -54,6 +54,8 @@ class Session:
     is_dead: Callable[[Owner], bool] = Owner.process_is_dead
     witness: Witness = field(default_factory=NoWitness)
     now: Callable[[], datetime] = utc_now
+    attempt: int | None = None
+    """The attempt that this run was started for; None when it may take whichever is next."""
     log: Callable[[str], None] = lambda _: None
     """Takes progress in words; never content, tokens or signed URLs."""
 

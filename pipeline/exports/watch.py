@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.errors import ExportError, Unreachable
+from pipeline.errors import ExportError, Unreachable, VerificationFailed
 from pipeline.exports.ledger import Facts
 from pipeline.exports.request import require_request
 from pipeline.exports.session import Session
@@ -39,6 +39,8 @@ def look(session: Session, facts: Facts, looks: int) -> NotYet | Ready:
         answer = session.client.status(require_request(facts).status_url)
     except Unreachable as error:
         return NotYet(session.profile.next_poll(looks, error.retry_after), None, str(error))
+    except VerificationFailed as error:  # asked again it would be the same: the ingest run shows why
+        return Ready(str(error))
     except ExportError as error:
         return NotYet(session.profile.next_poll(looks + 4, None), None, str(error))
     match answer:

@@ -136,7 +136,8 @@ def build_receipt_asset(config: Config, source: Source) -> dg.AssetsDefinition:
     )
     def export_receipt(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
         from pipeline.exports.manifests import stored_manifest
-        from pipeline.exports.receipt import release, write_receipt
+        from pipeline.exports.receipt import write_receipt
+        from pipeline.exports.tidying import release
 
         session = session_in_step(config, source, context.op_execution_context)
         attempt = claim_attempt(session, context.partition_key)

@@ -52,14 +52,11 @@ def _tidy_job(config: Config, source: Source) -> dg.JobDefinition:
         description="Deletes the job on the server, and the raw bytes where they are not kept.",
     )
     def tidy(context: dg.OpExecutionContext) -> None:
-        from pipeline.exports.receipt import drop_raw, release
+        from pipeline.exports import tidying
 
         session = session_in_step(config, source, context)
-        export_id = context.op_config["export_id"]
-        released = release(session, export_id)
-        context.log.info(f"released on the server: {released}")
-        if released or not source.release:
-            context.log.info(f"raw files removed: {drop_raw(session, export_id)}")
+        for what in tidying.tidy(session, context.op_config["export_id"]):
+            context.log.info(what)
 
     @dg.graph(name=names.tidy_job)
     def tidying() -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import dagster as dg
+from dagster._core.utils import make_new_run_id
 
 from pipeline.config import Config, Source
 from pipeline.errors import ExportError, JobGone, KickoffRejected, StillRunning, VerificationFailed
@@ -19,7 +20,6 @@ from pipeline.exports.closing import hold, reject
 from pipeline.exports.facts import TableCounts
 from pipeline.exports.identity import export_id_at
 from pipeline.exports.ledger import Facts
-from pipeline.exports.receipt import drop_raw, release
 from pipeline.exports.session import Session, utc_now
 from pipeline.exports.state import (
     Busy,
@@ -33,6 +33,7 @@ from pipeline.exports.state import (
     Tidy,
     describe,
 )
+from pipeline.exports.tidying import tidy
 from pipeline.exports.watch import NotYet, look
 from pipeline.orchestration.factory import build_source
 from pipeline.orchestration.names import names_of
@@ -106,12 +107,14 @@ class _Run:
         self.export_id = export_id_at(utc_now(), taken)
         instance.add_dynamic_partitions(partitions, [self.export_id])
         self.error: ExportError | None = None
+        self.facts_before: Facts | None = None
         self.looks = 0
 
     def follow(self, wait: bool) -> RunOutcome:
         self.say(f"export {self.source.name}/{self.export_id}")
         while self._advance(wait):
-            continue
+            if self.error is not None and self.facts_before == self.session.ledger.read(self.export_id):
+                break  # nothing could even be written down: trying again would not end
         return self._outcome()
 
     def _advance(self, wait: bool) -> bool:
@@ -140,7 +143,8 @@ class _Run:
             case Reject():
                 reject(self.session, self.export_id, step)
             case Tidy():
-                self._tidy()
+                for given_back in tidy(self.session, self.export_id):
+                    self.say(given_back)
                 return False
             case Closed() | Damaged():
                 return False
@@ -155,10 +159,6 @@ class _Run:
         self.looks += 1
         self._pause(seen.wait, f"{seen.problem or seen.progress or 'the server works on it'}; looking again")
 
-    def _tidy(self) -> None:
-        release(self.session, self.export_id)
-        drop_raw(self.session, self.export_id)
-
     def _pause(self, seconds: float, why: str) -> None:
         if seconds > 0:
             self.say(f"{why} (in {seconds:.0f} s)")
@@ -167,12 +167,15 @@ class _Run:
     def _execute(self, job: str) -> None:
         """Runs a job here; what goes wrong is remembered, and what is next is read from the facts."""
         self.error = None
+        self.facts_before = self.session.ledger.read(self.export_id)
+        run_id = make_new_run_id()
         listening = announcement.set(self.say)
         try:
             self.definitions.resolve_job_def(job).execute_in_process(
                 instance=self.instance,
                 partition_key=self.export_id,
-                tags={**self.names.tags, **process_tag()},
+                run_id=run_id,
+                tags={**self.names.tags, **process_tag(run_id)},
                 # The event log has it all; the terminal belongs to `say`.
                 run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
                 raise_on_error=True,
@@ -180,6 +183,9 @@ class _Run:
         except ExportError as error:
             self.error = error
             self.say(str(error))
+        except Exception as error:  # noqa: BLE001 - the event log has the traceback, the outcome must be told
+            self.error = ExportError(f"unexpected {type(error).__name__}", f"Run {run_id} shows where")
+            self.say(str(self.error))
         finally:
             announcement.reset(listening)
 

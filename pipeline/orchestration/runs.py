@@ -8,12 +8,13 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 
 import dagster as dg
-from dagster import AssetRecordsFilter, DagsterRunStatus, RunsFilter
+import psutil
+from dagster import AssetRecordsFilter, DagsterEventType, DagsterRunStatus, RunsFilter
 
 from pipeline.config import Config, Source
-from pipeline.exports.owner import Owner, this_process
+from pipeline.exports.owner import Owner, process_of_run, this_process
 from pipeline.exports.session import Session
-from pipeline.orchestration.names import PROCESS_TAG, SOURCE_TAG, Names, names_of
+from pipeline.orchestration.names import PROCESS_TAG, SOURCE_TAG, WORK_TAG, Names, names_of
 
 _STATUS_URL = "status_url"
 _INTENT = "intent"
@@ -88,16 +89,17 @@ def _log(context: dg.OpExecutionContext) -> Callable[[str], None]:
 
 def session_in_step(config: Config, source: Source, context: dg.OpExecutionContext) -> Session:
     """The session of a step of a run."""
-    lives_here = _lives_here(context)
+    owner = _owner(context)
     if context.run_id not in _seen:
         _seen.add(context.run_id)
-        _introduce(context, names_of(source), lives_here)
+        _introduce(context, names_of(source), owner)
     return Session(
         config=config,
         source=source,
-        owner=this_process(context.run_id, outlived=not lives_here),
+        owner=owner,
         is_dead=is_dead_in(context.instance),
         witness=EventLogWitness(context.instance, names_of(source), context.log_event),
+        attempt=_attempt_of(context),
         log=_log(context),
     )
 
@@ -105,10 +107,13 @@ def session_in_step(config: Config, source: Source, context: dg.OpExecutionConte
 _seen: set[str] = set()
 
 
-def _introduce(context: dg.OpExecutionContext, names: Names, lives_here: bool) -> None:
+def _introduce(context: dg.OpExecutionContext, names: Names, owner: Owner) -> None:
     """Makes a run known, also one that was started by hand: whose it is, where it lives, its partition."""
-    tags = {**names.tags, **(process_tag() if lives_here else {})}
-    missing = {name: value for name, value in tags.items() if name not in context.run.tags}
+    missing = {name: value for name, value in names.tags.items() if name not in context.run.tags}
+    if owner.pid is not None and not _is_of(context.run.tags.get(PROCESS_TAG), context.run_id):
+        missing[PROCESS_TAG] = (
+            owner.model_dump_json()
+        )  # Dagster copies the tags of the run that is executed again
     if missing:
         context.instance.add_run_tags(context.run_id, missing)
     if context.has_partition_key:
@@ -116,12 +121,39 @@ def _introduce(context: dg.OpExecutionContext, names: Names, lives_here: bool) -
         context.instance.add_dynamic_partitions(names.partitions.name or "", [context.partition_key])
 
 
+def _owner(context: dg.OpExecutionContext) -> Owner:
+    """The run, and its process as far as it is on this machine."""
+    if _lives_here(context):
+        return this_process(context.run_id)
+    worker = _run_worker(context) if context.job_def.executor_def.name == "multiprocess" else None
+    return process_of_run(context.run_id, worker) if worker else this_process(context.run_id, outlived=True)
+
+
+def _run_worker(context: dg.OpExecutionContext) -> int | None:
+    """The process that hands out the steps: the one above this that the run's own events name."""
+    above = {process.pid for process in psutil.Process().parents()}
+    for record in context.instance.all_logs(context.run_id, of_type=DagsterEventType.ENGINE_EVENT):
+        event = record.dagster_event
+        pid = event.engine_event_data.metadata.get("pid") if event else None
+        if pid is not None and str(pid.value).isdigit() and int(str(pid.value)) in above:
+            return int(str(pid.value))
+    return None
+
+
 def _lives_here(context: dg.OpExecutionContext) -> bool:
     """Whether the run ends when this process does: by its executor, or because the command line runs it."""
     if context.job_def.executor_def.name == dg.in_process_executor.name:
         return True
     tag = context.run.tags.get(PROCESS_TAG)
-    return tag is not None and Owner.model_validate_json(tag).pid == os.getpid()
+    if tag is None or not _is_of(tag, context.run_id):
+        return False
+    return Owner.model_validate_json(tag).pid == os.getpid()
+
+
+def _attempt_of(context: dg.OpExecutionContext) -> int | None:
+    """The attempt that the sensor asked this run for; a run that is executed again may take the next."""
+    _, _, what = context.run.tags.get(WORK_TAG, "").rpartition(":")
+    return int(what) if what.isdigit() and context.run.parent_run_id is None else None
 
 
 def session_in_daemon(config: Config, source: Source, instance: dg.DagsterInstance) -> Session:
@@ -135,9 +167,13 @@ def session_in_daemon(config: Config, source: Source, instance: dg.DagsterInstan
     )
 
 
-def process_tag() -> dict[str, str]:
+def process_tag(run_id: str) -> dict[str, str]:
     """The tag by which `reap_dead_runs` finds the process of a run that nobody else looks after."""
-    return {PROCESS_TAG: this_process("process").model_dump_json()}
+    return {PROCESS_TAG: this_process(run_id).model_dump_json()}
+
+
+def _is_of(tag: str | None, run_id: str) -> bool:
+    return tag is not None and Owner.model_validate_json(tag).run_id == run_id
 
 
 def reap_dead_runs(instance: dg.DagsterInstance, source: Source) -> list[str]:
@@ -149,7 +185,7 @@ def reap_dead_runs(instance: dg.DagsterInstance, source: Source) -> list[str]:
     wanted = RunsFilter(statuses=_UNFINISHED, tags={SOURCE_TAG: source.name})
     for run in instance.get_runs(wanted, limit=50):
         tag = run.tags.get(PROCESS_TAG)
-        if tag and Owner.model_validate_json(tag).process_is_dead():
+        if tag and _is_of(tag, run.run_id) and Owner.model_validate_json(tag).process_is_dead():
             instance.report_run_failed(run, message="the process of this run ended without a word")
             instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
             reaped.append(run.run_id)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -23,19 +24,23 @@ from pipeline.exports.closing import hold, reject
 from pipeline.exports.ledger import Facts
 from pipeline.exports.session import Session
 from pipeline.exports.state import Closed, Hold, Ingest, KickOff, Poll, Reject, Tidy
-from pipeline.exports.watch import NotYet, look
+from pipeline.exports.watch import NotYet, Ready, look
 from pipeline.orchestration.names import WORK_TAG, Names, names_of
 from pipeline.orchestration.runs import reap_dead_runs, session_in_daemon
 
 TICK_SECONDS = 15.0
 _EVERY_SECONDS = 5
+_RUNS_AT_MOST = 20
 _AFRESH_SECONDS = 30
+_LOOK_SECONDS = 4.0
+_LOOKS_AT_ONCE = 8
 
 
 def build_sensor(config: Config, source: Source, jobs: Sequence[Any]) -> dg.SensorDefinition:
     """RUNNING from the start: an export that was asked for by hand is followed too."""
     names = names_of(source)
     settled: set[str] = set()
+    looks = _Looks()
 
     @dg.sensor(
         name=names.sensor,
@@ -46,10 +51,36 @@ def build_sensor(config: Config, source: Source, jobs: Sequence[Any]) -> dg.Sens
     )
     def status_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         reap_dead_runs(context.instance, source)
-        tick = _Tick(context, names, session_in_daemon(config, source, context.instance), settled)
+        tick = _Tick(context, names, session_in_daemon(config, source, context.instance), settled, looks)
         return tick.run()
 
     return status_sensor
+
+
+class _Looks:
+    """Looks at the status that a tick does not wait for longer than it can (facts/dagster.md 4).
+
+    A server that takes the request and never answers costs its own export a few seconds a tick, and nobody
+    else anything; an answer that comes late is there at the next tick.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(_LOOKS_AT_ONCE, thread_name_prefix="look")
+        self._asked: dict[str, Future[NotYet | Ready]] = {}
+
+    def look(self, session: Session, facts: Facts, looks: int) -> NotYet | Ready:
+        asked = self._asked.get(facts.export_id)
+        if asked is None:
+            asked = self._asked[facts.export_id] = self._pool.submit(look, session, facts, looks)
+        try:
+            seen = asked.result(_LOOK_SECONDS if not asked.done() else 0)
+        except TimeoutError:
+            return NotYet(0, None, "the server has not answered the status request yet")
+        except BaseException:
+            del self._asked[facts.export_id]
+            raise
+        del self._asked[facts.export_id]
+        return seen
 
 
 @dataclass
@@ -59,6 +90,7 @@ class _Tick:
     session: Session
     settled: set[str]
     """Exports that are closed, remembered while the code server lives: they are not read again."""
+    looks: _Looks
     requests: list[dg.RunRequest] = field(default_factory=list)
     observations: list[dg.AssetObservation] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -128,7 +160,7 @@ class _Tick:
         if paced["next"] and now < datetime.fromisoformat(paced["next"]):
             self.notes.append(f"{export_id}: {paced['progress'] or 'running'}, asked again {paced['next']}")
             return
-        seen = look(self.session, facts, paced["looks"])
+        seen = self.looks.look(self.session, facts, paced["looks"])
         if not isinstance(seen, NotYet):
             self._request(export_id, self.names.ingest_job, str(step.attempt))
             return
@@ -183,7 +215,9 @@ def _free_run_key(instance: dg.DagsterInstance, work: str, now: datetime, *, onc
     A run that ended before it wrote its claim would block its key for ever (facts/dagster.md 5): the next one
     gets another key, after a while that grows with their number. `once`: there is no next one.
     """
-    records = instance.get_run_records(RunsFilter(tags={WORK_TAG: work}), limit=20)
+    records = instance.get_run_records(RunsFilter(tags={WORK_TAG: work}), limit=_RUNS_AT_MOST)
+    if len(records) == _RUNS_AT_MOST:
+        return None  # it is no use: an operator has to look at these runs
     if not records:
         return work
     if once or any(not record.dagster_run.is_finished for record in records):

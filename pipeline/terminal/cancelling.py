@@ -38,7 +38,7 @@ def cancel(session: Session, export_id: str) -> str:
         advice = "A request brought no answer: its job may run on the server" if lost else ""
         close(session, export_id, "cancelled", REASON, advice)
         return f"{facts.label} is cancelled; the server had accepted no request. {advice}".rstrip(" .")
-    if cancel_export(session, export_id, REASON):
+    problem = cancel_export(session, export_id, REASON)
+    if problem is None:
         return f"{facts.label} is cancelled, and the job on the server is deleted"
-    closing = session.ledger.read(export_id).closings.get("cancelled")
-    return f"{facts.label} is cancelled here. {closing.advice if closing else ''}".rstrip()
+    return f"{facts.label} is cancelled here. The job may still run on the server: {problem.cause}"

@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 
 import dagster as dg
+import pytest
 from nightly_site import Site, eventually, open_site
 
 from pipeline.tables.definitions import table_name
@@ -42,9 +43,12 @@ def test_the_schedule_opens_a_night_and_a_daemon_stopped_in_the_middle_launches_
         assert any("X-Progress" in metadata for metadata in progress)
 
 
-def test_everything_killed_in_the_ingest_is_finished_by_the_next_daemon(tmp_path: Path) -> None:
+@pytest.mark.parametrize("executor", ["in_process", "multiprocess"])
+def test_everything_killed_in_the_ingest_is_finished_by_the_next_daemon(
+    tmp_path: Path, executor: str
+) -> None:
     """Facts/dagster.md 8: a run whose machine died stays STARTED; the export is taken over all the same."""
-    with open_site(tmp_path, export=SMALL) as site:
+    with open_site(tmp_path, export=SMALL, config={"executor": executor}) as site:
         site.sandbox.control(faults=[{"path": r"\.ndjson", "delay": 30, "times": 1, "skip": 1}])
         site.cli("run", "hosp")
         (export_id,) = site.export_ids()

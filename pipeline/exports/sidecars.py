@@ -1,0 +1,39 @@
+"""What the small `deleted` and `error` files of a manifest say, read from the landed bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from pipeline.exports.facts import FileKind, LandedBatch
+from pipeline.exports.session import Session
+
+
+@dataclass(frozen=True)
+class Sidecars:
+    """Resources that were deleted, and OperationOutcome issues by severity."""
+
+    deleted: int
+    error_entries: dict[str, int]
+
+
+def read_sidecars(session: Session, landed: Sequence[LandedBatch]) -> Sidecars:
+    """Reads them all. Raises `VerificationFailed` for one that cannot be understood."""
+    from pipeline.bulkdata.sidecar import deleted_resources, outcome_counts
+
+    errors: dict[str, int] = {}
+    for content in _contents(session, landed, "error"):
+        for severity, count in outcome_counts([content]).items():
+            errors[severity] = errors.get(severity, 0) + count
+    deleted = sum(len(deleted_resources([each])) for each in _contents(session, landed, "deleted"))
+    return Sidecars(deleted, errors)
+
+
+def _contents(session: Session, landed: Sequence[LandedBatch], kind: FileKind) -> Iterator[bytes]:
+    from pipeline.bulkdata.decoding import decoded_blocks
+
+    for batch in landed:
+        if batch.type == kind:
+            with session.lake.local_copy(batch.raw) as raw:
+                for file in batch.files:
+                    yield b"".join(decoded_blocks(raw, file.encoding, file.offset, file.length))
