@@ -13,8 +13,9 @@ from pipeline.exports.attempt import claim_attempt
 from pipeline.exports.facts import Intent, Request
 from pipeline.exports.manifests import open_manifest
 from pipeline.exports.publishing import publish
-from pipeline.exports.receipt import release, write_receipt
+from pipeline.exports.receipt import write_receipt
 from pipeline.exports.staging import land_sidecars, stage_type, tables_of
+from pipeline.exports.tidying import release
 
 
 def test_a_system_export_goes_on_from_the_watermark_and_counts_what_was_deleted(tmp_path: Path) -> None:
