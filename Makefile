@@ -16,6 +16,7 @@ setup: .venv/.installed ## .venv with everything that requirements.lock names
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(BIN)/python -m pipeline.tables.native
 	@touch $@
 
 demo: setup ## one night on the sandbox: schedule, kick-off, sensor, ingest, tables
@@ -27,7 +28,9 @@ dev: setup ## the Dagster UI on http://127.0.0.1:3000 with the sandbox behind it
 test: setup lint types ## lint, types, all tests
 	$(BIN)/python -m pytest
 
-benchmark: setup ## memory and cost of an ingest of 1 GB of NDJSON
+benchmark: setup ## NDJSON to Parquet against DuckDB, pyarrow and orjson; then memory and cost as files grow
+	$(BIN)/python -m benchmarks.conversion
+	$(BIN)/python -m benchmarks.conversion --growth
 	$(BIN)/python benchmarks/ingest_memory.py --gigabytes 1
 
 lint: setup

@@ -257,6 +257,8 @@ def run(
             ("rows",),
         )
     say(f"{source}/{outcome.export_id} is {outcome.state}: {outcome.reason}")
+    if outcome.quarantined and not as_json:
+        say(f"  -> `fhir-export show {source}/{outcome.export_id}` names the files with the bad lines")
     if as_json:
         give_json(
             {

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -143,6 +144,29 @@ class Downloads(_Strict):
     concurrency: Annotated[int, Field(ge=1, le=32)] = 4
 
 
+class MaxQuarantined(_Strict):
+    """How many bad lines of a table an export may have and still be published: the larger of both."""
+
+    lines: Annotated[int, Field(ge=0)] = 10
+    share: Annotated[float, Field(ge=0, le=1)] = 0.001
+    """Of the table's lines in the export."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lines_alone(cls, value: Any) -> Any:
+        """`max_quarantined: 5` is five lines, whatever the table's size."""
+        if type(value) is int:
+            return {"lines": value, "share": 0.0}
+        if isinstance(value, dict | MaxQuarantined):
+            return value
+        raise ValueError("must be a number of lines, or {lines: 10, share: 0.001}")
+
+    def limit(self, lines: int) -> int:
+        """Bad lines allowed in a table of so many lines, bad ones included."""
+        # Decimal: 0.07 * 100 is more than 7 in binary, and 0.29 * 100 less than 29.
+        return max(self.lines, int(Decimal(str(self.share)) * lines))
+
+
 class Source(_Strict):
     """One FHIR server + client registration + what to export."""
 
@@ -160,6 +184,8 @@ class Source(_Strict):
     deadline_hours: Annotated[float, Field(gt=0)] = 24
     keep_raw: bool = True
     on_count_mismatch: Literal["fail", "warn"] = "fail"
+    max_quarantined: MaxQuarantined = MaxQuarantined()
+    """Bad lines of a table beyond which the export is held."""
     shards: dict[str, Annotated[int, Field(ge=1, le=64)]] = {}
     """Staging steps per resource type, for types with many files; 1 where not named."""
 
@@ -207,6 +233,19 @@ class Source(_Strict):
         return value
 
 
+def _usable_cores() -> int:
+    # sched_getaffinity knows of taskset and cpuset limits, which cpu_count does not; macOS lacks it.
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+class Conversion(_Strict):
+    """How NDJSON is turned into tables."""
+
+    lanes: Annotated[int, Field(ge=1, le=64)] = Field(default_factory=lambda: min(4, _usable_cores()))
+    """Threads that convert blocks of one file at the same time, in each staging step."""
+
+
 class Config(_Strict):
     """The whole file."""
 
@@ -214,6 +253,7 @@ class Config(_Strict):
     lake_auth: LakeAuth = LakeAuth()
     executor: Literal["in_process", "multiprocess"] = "in_process"
     """How the steps of a run are executed: one after the other in the run's process, or in processes."""
+    conversion: Conversion = Field(default_factory=Conversion)
     sources: tuple[Source, ...] = ()
     folder: Path = Field(default=Path(), exclude=True)
     """Where the file lies: relative paths start here. Set by `load_config`, not in the file."""

@@ -145,14 +145,18 @@ class BulkClient:
 
         `into` exists afterwards only if the file is whole; it is not synced. A broken transfer is begun anew
         a few times. Lines of another type, bad lines and a wrong count are reported, for `downloads.verify`
-        to judge. Raises DownloadRefused (403, 404, or a URL that must not be asked), AuthError (401 with a
-        token), VerificationFailed (no NDJSON, damaged, cut short), Unreachable, LakeError (the disk).
+        to judge; half a last line is a bad line only where nothing behind it can be missing.
+        Raises DownloadRefused (403, 404, or a URL that must not be asked), AuthError (401 with a token),
+        VerificationFailed (no NDJSON, damaged, cut short), Unreachable, LakeError (the disk).
         """
         bearer = self._policy.bearer_goes(file.url, self.fhir_url, requires_access_token)
         headers = {"Accept": _NDJSON, "Accept-Encoding": "gzip" if compressed else "identity"}
         for number in range(1, self._download_tries + 1):
             try:
-                return _Transfer(self._exchange, file, into, self._longest_line).run(headers, bearer, number)
+                transfer = _Transfer(
+                    self._exchange, file, into, self._longest_line, last_try=number == self._download_tries
+                )
+                return transfer.run(headers, bearer, number)
             except (Unreachable, _CutShort) as error:
                 wait = error.retry_after if isinstance(error, Unreachable) else None
                 if number == self._download_tries or (wait or 0) > LONGEST_PAUSE:
@@ -248,8 +252,11 @@ def _short(reply: Reply) -> str:
 class _Transfer:
     """One try at one file: through a `.part` file, so that `into` is never half a file."""
 
-    def __init__(self, exchange: Exchange, file: ManifestFile, into: Path, longest_line: int) -> None:
+    def __init__(
+        self, exchange: Exchange, file: ManifestFile, into: Path, longest_line: int, *, last_try: bool
+    ) -> None:
         self._exchange = exchange
+        self._last_try = last_try
         self._file = file
         self._into = into
         self._part = into.with_name(f"{into.name}.part")
@@ -309,8 +316,19 @@ class _Transfer:
                 self._look(self._blocks(chunk))
         self._look(self._blocks(None))
         self._inspector.close()
-        if self._inspector.cut:
+        if self._inspector.cut and not self._is_whole(response):
             raise _CutShort("the last line is incomplete", "It is fetched anew at the next attempt.")
+
+    def _is_whole(self, response: httpx.Response) -> bool:
+        """Whether a file that ends in half a line is all that the server has.
+
+        A body of the length that was announced before it is. The end of a chunked body or of gzip proves
+        nothing: a proxy may have ended it for a server that died (protocol section 6). Then only the
+        manifest's count tells that no line is missing, and asking again might bring the line's other half.
+        """
+        if "content-length" in response.headers:
+            return True
+        return self._last_try and self._file.count == self._inspector.lines
 
     def _blocks(self, chunk: bytes | None) -> Iterator[bytes]:
         try:

@@ -41,33 +41,33 @@ class Downloaded:
 
 
 def verify(
-    downloaded: Downloaded,
-    file: ManifestFile,
-    on_count_mismatch: Literal["fail", "warn"] = "fail",
-    on_malformed: Literal["fail", "warn"] = "fail",
+    downloaded: Downloaded, file: ManifestFile, on_count_mismatch: Literal["fail", "warn"] = "fail"
 ) -> list[str]:
     """The warnings about a file; raises VerificationFailed where it is not what the manifest promised.
 
-    Checked: declared type of every line (only a warning for `error` files, which are read leniently), the
-    count (protocol fact 33), whole lines. Messages name the file, types and numbers, never content.
+    Checked: the count (protocol fact 33; bad lines are lines), the declared type of every line, whole lines.
+    A bad line of an `output` file costs that line only, and a line of another type finds its own table, so
+    both are warnings there; in a `deleted` file nothing may be passed over, and an `error` file may hold any
+    type. Messages name the file, types and numbers, never content.
     """
     warnings: list[str] = []
-    found = _strangers(downloaded, file)
-    if found:
-        _report(f"{file.label} holds {found}", file.kind != "error", warnings)
+    types = _types_to_tell(downloaded, file)
+    if types:
+        _report(f"{file.label} holds {types}", file.kind == "deleted", warnings)
     if downloaded.malformed:
         numbers = ", ".join(map(str, downloaded.malformed_lines))
         more = ", ..." if downloaded.malformed > len(downloaded.malformed_lines) else ""
         what = f"{file.label}: {downloaded.malformed} of {downloaded.lines} lines are no JSON object"
-        _report(f"{what} (line {numbers}{more})", on_malformed == "fail", warnings)
+        _report(f"{what} (line {numbers}{more})", file.kind != "output", warnings)
     if file.count is not None and file.count != downloaded.lines:
         what = f"{file.label}: the manifest promises {file.count} lines, {downloaded.lines} arrived"
         _report(what, on_count_mismatch == "fail", warnings, "on_count_mismatch: warn accepts such files")
     return warnings
 
 
-def _strangers(downloaded: Downloaded, file: ManifestFile) -> str:
-    if file.type is None:
+def _types_to_tell(downloaded: Downloaded, file: ManifestFile) -> str:
+    """The types of lines that are not what the manifest declares; all types where it declares none."""
+    if file.type is None and file.kind != "output":
         return ""
     others = {name: number for name, number in downloaded.types_seen.items() if name != file.type}
     return ", ".join(f"{number} lines of type {name}" for name, number in sorted(others.items()))

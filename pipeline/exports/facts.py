@@ -126,7 +126,9 @@ class LandedBatch(Fact):
     """Files that lie together in one raw file (`landed/<type>-<first index>.json`)."""
 
     type: str
-    """Table name, or `deleted` / `error` for those lists."""
+    """Table name of the declared type; `untyped` for files that declare none of R4; `deleted` / `error` for
+    those lists.
+    """
     number: int
     attempt: int
     raw: str
@@ -139,15 +141,30 @@ class LandedBatch(Fact):
 
 
 class StagedPartFact(BaseModel):
-    """One Parquet file below the table's folder."""
+    """One Parquet file below a table's folder."""
 
     model_config = ConfigDict(frozen=True)
 
+    table: str = ""
+    """Empty in facts of earlier versions: the table of the batch."""
     path: str
     rows: int
     bytes: int
     columns: str
     """The Parquet schema, as `pipeline.tables.schema` writes it to text."""
+
+
+class QuarantinePart(BaseModel):
+    """One NDJSON file of bad lines."""
+
+    model_config = ConfigDict(frozen=True)
+
+    table: str
+    """The table that the lines would have gone to; `untyped` where that cannot be told."""
+    path: str
+    """From the lake's root."""
+    lines: int
+    bytes: int
 
 
 class FileRows(BaseModel):
@@ -158,17 +175,27 @@ class FileRows(BaseModel):
     name: str
     lines: int
     rows: int
+    """Over all tables."""
     quarantined: int
+    tables: dict[str, int] = {}
+    """Rows by table; empty in facts of earlier versions: all in the table of the batch."""
+    bad: dict[str, int] = {}
+    """Lines in quarantine, by the table that they would have gone to."""
 
 
 class StagedBatch(Fact):
-    """A landed batch, converted (`staged/<attempt>/<type>-<first index>.json`); no reader sees it yet."""
+    """A landed batch, converted (`staged/<attempt>/<type>-<first index>.json`); no reader sees it yet.
+
+    One fact names the parts of every table and of the quarantine, so that a batch is converted whole or not
+    at all, also where its lines went to several tables.
+    """
 
     type: str
     number: int
     attempt: int
     parts: tuple[StagedPartFact, ...]
     files: tuple[FileRows, ...]
+    quarantine: tuple[QuarantinePart, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -177,6 +204,19 @@ class StagedBatch(Fact):
     @property
     def quarantined(self) -> int:
         return sum(file.quarantined for file in self.files)
+
+    @property
+    def tables(self) -> set[str]:
+        """The tables that its lines went to, or would have gone to."""
+        return {table for file in self.files for table in (*self.tables_of(file), *file.bad)}
+
+    def tables_of(self, file: FileRows) -> dict[str, int]:
+        """Rows of one of its files, by table."""
+        return file.tables or ({self.type: file.rows} if file.rows else {})
+
+    def parts_of(self, table: str) -> tuple[StagedPartFact, ...]:
+        """Its share of a table."""
+        return tuple(part for part in self.parts if (part.table or self.type) == table)
 
 
 class TableCounts(BaseModel):
@@ -188,6 +228,7 @@ class TableCounts(BaseModel):
     rows: int
     quarantined: int
     files: int
+    """That declare the type, or hold lines of it."""
     bytes: int
     """Of Parquet."""
     parts: int
@@ -201,6 +242,14 @@ class Publication(Fact):
     attempt: int
     owner: Owner
     tables: dict[str, TableCounts]
+    quarantined_untyped: int = 0
+    """Lines in quarantine of which no table can be told: no resource type, in a file that declares none."""
+    quarantine: tuple[str, ...] = ()
+    """The quarantine files that count, from the lake's root."""
+
+    @property
+    def quarantined(self) -> int:
+        return sum(table.quarantined for table in self.tables.values()) + self.quarantined_untyped
 
 
 class Receipt(Fact):
@@ -222,6 +271,9 @@ class Receipt(Fact):
     """Resources named in the manifest's `deleted` files."""
     error_entries: dict[str, int]
     """OperationOutcome issues in the manifest's `error` files, by severity."""
+    quarantined_untyped: int = 0
+    quarantine: tuple[str, ...] = ()
+    """The quarantine files that count, from the lake's root; others there are of attempts that failed."""
 
     @property
     def rows(self) -> int:
@@ -229,4 +281,4 @@ class Receipt(Fact):
 
     @property
     def quarantined(self) -> int:
-        return sum(table.quarantined for table in self.tables.values())
+        return sum(table.quarantined for table in self.tables.values()) + self.quarantined_untyped

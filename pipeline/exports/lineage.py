@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.exports.attempt import Attempt
-from pipeline.exports.facts import FileRows, LandedBatch, StagedBatch, TableCounts
+from pipeline.exports.facts import FileRows, LandedBatch, LandedFile, Publication, StagedBatch
+from pipeline.exports.quarantine import UNTYPED
 from pipeline.exports.session import Session
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ def lineage_schema() -> pa.Schema:
     import pyarrow as pa
 
     text, number, when = pa.string(), pa.int64(), pa.timestamp("us", "UTC")
+    share = pa.struct([("table_name", text), ("rows", number), ("quarantined", number)])
     return pa.schema(
         [
             ("source_file", text),  # what `_source_file` in the tables names
@@ -37,6 +39,7 @@ def lineage_schema() -> pa.Schema:
             ("lines", number),
             ("rows", number),
             ("quarantined", number),
+            ("tables", pa.list_(share)),  # where its lines went, also those of another type than declared
             ("warnings", pa.list_(text)),
             ("raw_path", text),
             ("raw_offset", number),
@@ -86,23 +89,21 @@ def write_lineage(
     staged: Sequence[StagedBatch],
 ) -> None:
     """Replaces this export's rows of `_lineage`."""
-    became = {file.name: file for batch in staged for file in batch.files}
+    became = {file.name: (batch, file) for batch in staged for file in batch.files}
     rows = [
         {
             "source_file": file.name,
             "kind": file.kind,
             "manifest_index": file.index,
             "resource_type": file.type,
-            "table_name": batch.type if file.kind == "output" else None,
+            "table_name": batch.type if file.kind == "output" and batch.type != UNTYPED else None,
             "url": file.url,
             "etag": file.etag,
             "sha256": file.sha256,
             "decoded_bytes": file.decoded_bytes,
             "manifest_count": file.count,
             "lines": file.lines,
-            "rows": _rows(became.get(file.name)),
-            "quarantined": _quarantined(became.get(file.name)),
-            "warnings": list(file.warnings),
+            **_became(file, *became.get(file.name, (None, None))),
             "raw_path": batch.raw,
             "raw_offset": file.offset,
             "raw_length": file.length,
@@ -119,7 +120,7 @@ def write_lineage(
 
 
 def write_exports_row(
-    session: Session, attempt: Attempt, manifest: Manifest, tables: Mapping[str, TableCounts]
+    session: Session, attempt: Attempt, manifest: Manifest, publication: Publication
 ) -> None:
     """Lists the export as whole; called after the last table's commit."""
     from pipeline.auth.origins import printable
@@ -140,11 +141,11 @@ def write_exports_row(
         "accepted_at": request.at if request else None,
         "published_at": session.now(),
         "files": len(manifest.files),
-        "rows": sum(counts.rows for counts in tables.values()),
-        "quarantined": sum(counts.quarantined for counts in tables.values()),
+        "rows": sum(counts.rows for counts in publication.tables.values()),
+        "quarantined": publication.quarantined,
         "tables": [
             {"table_name": name, "rows": c.rows, "quarantined": c.quarantined, "version": c.version}
-            for name, c in tables.items()
+            for name, c in publication.tables.items()
         ],
         "attempt": attempt.number,
         "dagster_run_id": session.owner.run_id,
@@ -152,12 +153,33 @@ def write_exports_row(
     _replace(session, attempt, "_exports", [row], exports_schema())
 
 
-def _rows(file: FileRows | None) -> int | None:
-    return file.rows if file else None
+def _became(file: LandedFile, batch: StagedBatch | None, counts: FileRows | None) -> dict[str, Any]:
+    """Rows and warnings of a file; a `deleted` or `error` file has no rows."""
+    if batch is None or counts is None:
+        return {"rows": None, "quarantined": None, "tables": None, "warnings": list(file.warnings)}
+    rows = batch.tables_of(counts)
+    shares = [
+        {"table_name": name, "rows": rows.get(name, 0), "quarantined": counts.bad.get(name, 0)}
+        for name in sorted({*rows, *counts.bad})
+    ]
+    return {
+        "rows": counts.rows,
+        "quarantined": counts.quarantined,
+        "tables": shares,
+        "warnings": [*file.warnings, *_warnings(batch, counts)],
+    }
 
 
-def _quarantined(file: FileRows | None) -> int | None:
-    return file.quarantined if file else None
+def _warnings(batch: StagedBatch, counts: FileRows) -> list[str]:
+    others = {name: rows for name, rows in batch.tables_of(counts).items() if name != batch.type}
+    declared = "no type" if batch.type == UNTYPED else f"type {batch.type}"
+    found = []
+    if others:
+        went = ", ".join(f"{rows} lines to {name}" for name, rows in sorted(others.items()))
+        found.append(f"the file declares {declared}: {went}")
+    if counts.quarantined:
+        found.append(f"{counts.quarantined} lines are in quarantine")
+    return found
 
 
 def _replace(

@@ -52,6 +52,8 @@ class ExportSummary:
     """Since the moment that its id names."""
     tables: Mapping[str, TableCounts] = field(default_factory=dict)
     """Of the receipt that counts; empty without one."""
+    quarantined: int = 0
+    """Bad lines in the receipt that counts, those of no table included."""
 
     @property
     def label(self) -> str:
@@ -61,10 +63,6 @@ class ExportSummary:
     def rows(self) -> int | None:
         """None while nothing is published."""
         return sum(table.rows for table in self.tables.values()) if self.tables else None
-
-    @property
-    def quarantined(self) -> int:
-        return sum(table.quarantined for table in self.tables.values())
 
     def as_json(self) -> dict[str, object]:
         """JSON members; `age_seconds` whole, `rows` null while nothing is published."""
@@ -102,6 +100,8 @@ class ExportDetails:
     files: int | None
     deleted: int | None
     error_entries: Mapping[str, int]
+    quarantine: tuple[str, ...]
+    """The files that name the bad lines, from the lake's root."""
     history: tuple[Event, ...]
     folder: str
     """Where its facts lie, from the lake's root."""
@@ -118,6 +118,7 @@ class ExportDetails:
             "files": self.files,
             "deleted": self.deleted,
             "error_entries": dict(self.error_entries),
+            "quarantine": list(self.quarantine),
             "history": [{"at": event.at.isoformat(), "what": event.what} for event in self.history],
             "folder": self.folder,
         }
@@ -149,6 +150,7 @@ def summary(session: Session, facts: Facts) -> ExportSummary:
         next_step=in_words(step, now),
         age=max(now - _moment_of(facts.export_id), timedelta(0)),
         tables=facts.receipt.tables if facts.receipt else {},
+        quarantined=facts.receipt.quarantined if facts.receipt else 0,
     )
 
 
@@ -171,6 +173,7 @@ def details(session: Session, export_id: str) -> ExportDetails:
         files=receipt.files if receipt else None,
         deleted=receipt.deleted if receipt else None,
         error_entries=receipt.error_entries if receipt else {},
+        quarantine=receipt.quarantine if receipt else (),
         history=history(facts),
         folder=session.ledger.folder(export_id),
     )
@@ -197,7 +200,8 @@ def _events(facts: Facts) -> Iterator[Event]:
     for publication in facts.publications:
         yield Event(publication.at, f"tables committed by attempt {publication.attempt}")
     for receipt in facts.receipts:
-        yield Event(receipt.at, f"receipt of attempt {receipt.attempt}: {receipt.rows} rows verified")
+        bad = f", {receipt.quarantined} lines in quarantine" if receipt.quarantined else ""
+        yield Event(receipt.at, f"receipt of attempt {receipt.attempt}: {receipt.rows} rows verified{bad}")
     for name, closing in facts.closings.items():
         yield Event(closing.at, f"{name}: {closing.reason}")
     if facts.released:

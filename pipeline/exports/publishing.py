@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.errors import VerificationFailed
+from pipeline.exports.acceptance import in_words, objections
 from pipeline.exports.attempt import Attempt, require_claim
+from pipeline.exports.closing import close
 from pipeline.exports.facts import LandedBatch, Publication, StagedBatch, StagedPartFact, TableCounts
 from pipeline.exports.lineage import write_exports_row, write_lineage
+from pipeline.exports.quarantine import UNTYPED
 from pipeline.exports.session import Session
 from pipeline.exports.sidecars import read_sidecars
-from pipeline.exports.staging import tables_of, usable_stagings
+from pipeline.exports.staging import SIDECARS, tables_of, usable_stagings
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -34,7 +36,8 @@ class _Ready:
     resource_type: str
     schema: pa.Schema
     parts: tuple[StagedPartFact, ...]
-    staged: tuple[StagedBatch, ...]
+    files: int
+    quarantined: int
 
 
 def publish(session: Session, attempt: Attempt, manifest: Manifest, expected: Sequence[str]) -> Publication:
@@ -45,70 +48,85 @@ def publish(session: Session, attempt: Attempt, manifest: Manifest, expected: Se
     """
     landed = session.ledger.landed(attempt.export_id)
     _check_files(manifest, landed)
+    staged = _all_staged(session, attempt, landed)
+    _require_acceptable(session, attempt, staged)
     ready = [
-        _prepare(session, attempt, table, resource_type, landed)
-        for table, resource_type in _tables(manifest, expected).items()
+        _prepare(session, attempt, table, resource_type, staged)
+        for table, resource_type in _tables(manifest, expected, staged).items()
     ]
     read_sidecars(session, landed)  # what cannot be understood must fail before anything is visible
     require_claim(session, attempt)
     tables = {each.table: _commit(session, attempt, each) for each in ready}
-    staged = [batch for each in ready for batch in each.staged]
+    publication = Publication(
+        at=session.now(),
+        attempt=attempt.number,
+        owner=session.owner,
+        tables=tables,
+        quarantined_untyped=_bad_in(staged, UNTYPED),
+        quarantine=tuple(part.path for batch in staged for part in batch.quarantine),
+    )
     write_lineage(session, attempt, manifest, landed, staged)
-    write_exports_row(session, attempt, manifest, tables)
-    publication = Publication(at=session.now(), attempt=attempt.number, owner=session.owner, tables=tables)
+    write_exports_row(session, attempt, manifest, publication)
     session.ledger.write(attempt.export_id, f"published/{attempt.number:04d}.json", publication)
     return publication
 
 
-@dataclass(frozen=True)
-class TableEvidence:
-    """What there is to say for one published table, in numbers."""
+def _all_staged(session: Session, attempt: Attempt, landed: Sequence[LandedBatch]) -> tuple[StagedBatch, ...]:
+    """The conversion of every landed output batch, each once: one batch may hold lines of several tables.
 
-    files_in_manifest: int
-    files_published: int
-    lines: int
-    rows: int
-    quarantined: int
-    count_mismatches: int
-    repeated_ids: int
-
-
-def find_evidence(
-    session: Session, attempt: Attempt, manifest: Manifest, publication: Publication
-) -> dict[str, TableEvidence]:
-    """The numbers behind the checks, by table, read from the landed files and the committed parts."""
-    landed = session.ledger.landed(attempt.export_id)
-    found = {}
-    for table, counts in publication.tables.items():
-        files = [file for batch in landed if batch.type == table for file in batch.files]
-        found[table] = TableEvidence(
-            files_in_manifest=sum(file.type == counts.resource_type for file in manifest.of_kind("output")),
-            files_published=counts.files,
-            lines=sum(file.lines for file in files),
-            rows=counts.rows,
-            quarantined=counts.quarantined,
-            count_mismatches=sum(file.count not in (None, file.lines) for file in files),
-            repeated_ids=_repeated_ids(session, attempt, table),
+    Checks lines = rows + quarantined file by file.
+    """
+    usable = usable_stagings(session, attempt)
+    batches = [batch for batch in landed if batch.type not in SIDECARS]
+    missing = [batch for batch in batches if (batch.type, batch.number) not in usable]
+    if missing:
+        raise VerificationFailed(
+            f"{missing[0].type}: {len(missing)} batches are not converted", "Run the stage again"
         )
-    return found
+    staged = tuple(usable[batch.type, batch.number] for batch in batches)
+    for batch, conversion in zip(batches, staged, strict=True):
+        _check_counts(batch, conversion)
+    return staged
 
 
-def _repeated_ids(session: Session, attempt: Attempt, table: str) -> int:
-    from pipeline.tables.delta import live_parts
-    from pipeline.tables.parts import repeated_ids
-
-    parts = live_parts(session.table_uri(table), attempt.export_id, session.lake.storage_options)
-    with ExitStack() as stack:
-        folder = session.table(table)
-        return repeated_ids(
-            [stack.enter_context(session.lake.local_copy(f"{folder}/{p.path}")) for p in parts]
-        )
+def _check_counts(batch: LandedBatch, conversion: StagedBatch) -> None:
+    became = {file.name: file for file in conversion.files}
+    for file in batch.files:
+        found = became.get(file.name)
+        if found is None or found.rows + found.quarantined != file.lines:
+            what = f"{found.rows} rows and {found.quarantined} in quarantine" if found else "nothing"
+            raise VerificationFailed(f"{batch.type}: {file.lines} lines of {file.name} became {what}")
 
 
-def _tables(manifest: Manifest, expected: Sequence[str]) -> dict[str, str]:
-    from pipeline.tables.definitions import table_name
+def _require_acceptable(session: Session, attempt: Attempt, staged: Sequence[StagedBatch]) -> None:
+    """Raises `VerificationFailed` when there are too many bad lines, and holds the export at once.
 
-    return {table_name(each): each for each in expected} | tables_of(manifest)
+    Its bytes are here: another attempt would read the same ones.
+    """
+    found = objections(staged, session.source.max_quarantined)
+    if not found:
+        return
+    require_claim(session, attempt)
+    cause = in_words(found)
+    advice = (
+        f"{found[0].path} in the lake names the lines. To do without them raise max_quarantined and ingest "
+        f"partition {attempt.export_id} again: nothing is downloaded anew"
+    )
+    close(session, attempt.export_id, "held", cause, advice)
+    raise VerificationFailed(cause, advice)
+
+
+def _tables(manifest: Manifest, expected: Sequence[str], staged: Sequence[StagedBatch]) -> dict[str, str]:
+    """Table -> resource type: of the configuration, the manifest, and lines that came in other files."""
+    from pipeline.tables.definitions import table_name, type_of_table
+
+    strayed = sorted({table for batch in staged for table in batch.tables} - {UNTYPED})
+    found = {table: type_of_table(table) for table in strayed}
+    return (
+        {table_name(each): each for each in expected}
+        | tables_of(manifest)
+        | {table: resource_type for table, resource_type in found.items() if resource_type is not None}
+    )
 
 
 def _check_files(manifest: Manifest, landed: Sequence[LandedBatch]) -> None:
@@ -128,36 +146,31 @@ def _check_files(manifest: Manifest, landed: Sequence[LandedBatch]) -> None:
 
 
 def _prepare(
-    session: Session, attempt: Attempt, table: str, resource_type: str, landed: Sequence[LandedBatch]
+    session: Session, attempt: Attempt, table: str, resource_type: str, staged: Sequence[StagedBatch]
 ) -> _Ready:
-    """Checks lines = rows + quarantined file by file, and brings all parts to one schema."""
+    """Brings all parts of a table, whichever files its lines came in, to one schema."""
     from pipeline.tables.delta import table_schema
     from pipeline.tables.schema import floor_schema, from_json, union
 
-    batches = [batch for batch in landed if batch.type == table]
-    usable = usable_stagings(session, attempt, table)
-    unstaged = [batch.number for batch in batches if batch.number not in usable]
-    if unstaged:
-        raise VerificationFailed(f"{table}: {len(unstaged)} batches are not converted", "Run the stage again")
-    staged = tuple(usable[batch.number] for batch in batches)
-    for batch, conversion in zip(batches, staged, strict=True):
-        _check_counts(table, batch, conversion)
+    found = [part for batch in staged for part in batch.parts_of(table)]
     schema = table_schema(session.table_uri(table), session.lake.storage_options)
     schema = schema if schema is not None else floor_schema(resource_type)
-    for conversion in staged:
-        for part in conversion.parts:
-            schema = union(schema, from_json(part.columns), resource_type)
-    parts = tuple(_at_width(session, attempt, table, part, schema) for each in staged for part in each.parts)
-    return _Ready(table, resource_type, schema, parts, staged)
+    for part in found:
+        schema = union(schema, from_json(part.columns), resource_type)
+    parts = tuple(_at_width(session, attempt, table, part, schema) for part in found)
+    return _Ready(table, resource_type, schema, parts, _files_in(staged, table), _bad_in(staged, table))
 
 
-def _check_counts(table: str, batch: LandedBatch, conversion: StagedBatch) -> None:
-    rows = {file.name: file for file in conversion.files}
-    for file in batch.files:
-        found = rows.get(file.name)
-        if found is None or found.rows + found.quarantined != file.lines:
-            became = f"{found.rows} rows and {found.quarantined} in quarantine" if found else "nothing"
-            raise VerificationFailed(f"{table}: {file.lines} lines of {file.name} became {became}")
+def _files_in(staged: Sequence[StagedBatch], table: str) -> int:
+    return sum(
+        batch.type == table or table in batch.tables_of(file) or table in file.bad
+        for batch in staged
+        for file in batch.files
+    )
+
+
+def _bad_in(staged: Sequence[StagedBatch], table: str) -> int:
+    return sum(file.bad.get(table, 0) for batch in staged for file in batch.files)
 
 
 def _at_width(
@@ -174,7 +187,7 @@ def _at_width(
     with session.lake.spool() as spool, session.lake.local_copy(f"{folder}/{part.path}") as narrow:
         wide = rewrite_part(narrow, spool / "wide.parquet", schema)
         session.lake.put_file(wide.path, f"{folder}/{name}")
-    return StagedPartFact(path=name, rows=wide.rows, bytes=wide.bytes, columns=to_json(schema))
+    return StagedPartFact(table=table, path=name, rows=wide.rows, bytes=wide.bytes, columns=to_json(schema))
 
 
 def _commit(session: Session, attempt: Attempt, ready: _Ready) -> TableCounts:
@@ -199,8 +212,8 @@ def _commit(session: Session, attempt: Attempt, ready: _Ready) -> TableCounts:
     return TableCounts(
         resource_type=ready.resource_type,
         rows=rows,
-        quarantined=sum(batch.quarantined for batch in ready.staged),
-        files=sum(len(batch.files) for batch in ready.staged),
+        quarantined=ready.quarantined,
+        files=ready.files,
         bytes=sum(part.bytes for part in ready.parts),
         parts=commit.parts,
         version=commit.version,

@@ -44,6 +44,8 @@ def write_receipt(session: Session, attempt: Attempt, manifest: Manifest) -> Rec
         decoded_bytes=sum(file.decoded_bytes for batch in landed for file in batch.files),
         deleted=sidecars.deleted,
         error_entries=sidecars.error_entries,
+        quarantined_untyped=publication.quarantined_untyped,
+        quarantine=publication.quarantine,
     )
     require_claim(session, attempt)
     session.ledger.write(attempt.export_id, f"receipts/{attempt.number:04d}.json", receipt)
@@ -94,7 +96,6 @@ def _spoilers(landed: list[LandedBatch], publication: Publication, errors: dict[
     )
     if mismatches:
         reasons.append(f"{mismatches} files differ from the manifest's count")
-    quarantined = sum(counts.quarantined for counts in publication.tables.values())
-    if quarantined:
-        reasons.append(f"{quarantined} lines are in quarantine")
+    if publication.quarantined:
+        reasons.append(f"{publication.quarantined} lines are in quarantine")
     return reasons

@@ -1,30 +1,25 @@
 """Staging: landed batches converted to Parquet parts that no reader sees yet.
 
-One call stages one type, or one shard of it; several may run at once, in other processes too. What earlier
-attempts have landed and staged is used, never done again.
+One call stages the files of one declared type, or one shard of them, or those without a type; several may run
+at once, in other processes too. What earlier attempts have landed and staged is used, never done again.
 """
 
 from __future__ import annotations
 
-import hashlib
-import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.errors import VerificationFailed
 from pipeline.exports.attempt import Attempt
-from pipeline.exports.facts import FileRows, LandedBatch, LandedFile, StagedBatch, StagedPartFact
+from pipeline.exports.conversion import Conversion
+from pipeline.exports.facts import LandedBatch, StagedBatch
 from pipeline.exports.landing import land
 from pipeline.exports.manifests import FileKey, live_manifest
+from pipeline.exports.quarantine import UNTYPED, quarantine_folder
 from pipeline.exports.session import Session
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from pipeline.bulkdata.manifest import Manifest, ManifestFile
-    from pipeline.tables.convert import Converter
 
 SIDECARS = ("deleted", "error")
 
@@ -48,62 +43,58 @@ class Staged:
         return sum(len(batch.files) for batch in self.batches)
 
 
-def tables_of(manifest: Manifest) -> dict[str, str]:
-    """Table name -> resource type, for every type in the manifest, in its order.
+def group_of(file: ManifestFile) -> str:
+    """What an output file lands and is staged under: the table of its declared type, or `untyped`.
 
-    Raises `VerificationFailed` for a file without a type, or of a type that R4 does not have.
+    A type that R4 does not have is none: what the lines are is seen when they are split.
     """
     from pipeline.tables.definitions import is_resource_type, table_name
 
-    found: dict[str, str] = {}
-    for file in manifest.files:
-        if file.kind != "output":
-            continue
-        if file.type is None:
-            raise VerificationFailed(
-                f"output file {file.index} of the manifest declares no type",
-                "Leave out organizeOutputBy; such files are not supported by this version",
-            )
-        if not is_resource_type(file.type):
-            raise VerificationFailed(
-                f"output file {file.index} of the manifest declares a type that FHIR R4 does not have",
-                "This pipeline reads R4 (4.0.1); check the server's FHIR version",
-            )
-        found.setdefault(table_name(file.type), file.type)
-    return found
+    return table_name(file.type) if file.type and is_resource_type(file.type) else UNTYPED
+
+
+def groups_of(manifest: Manifest) -> list[str]:
+    """Every group of output files in the manifest, in its order: what there is to stage."""
+    return list(dict.fromkeys(group_of(file) for file in manifest.of_kind("output")))
+
+
+def tables_of(manifest: Manifest) -> dict[str, str]:
+    """Table name -> resource type, for every R4 type that the manifest declares, in its order."""
+    from pipeline.tables.definitions import type_of_table
+
+    found = {group: type_of_table(group) for group in groups_of(manifest)}
+    return {group: resource_type for group, resource_type in found.items() if resource_type is not None}
 
 
 def stage_type(
-    session: Session, attempt: Attempt, manifest: Manifest, table: str, shard: int = 0, shards: int = 1
+    session: Session, attempt: Attempt, manifest: Manifest, group: str, shard: int = 0, shards: int = 1
 ) -> Staged:
-    """Lands and converts the files of one table (file i of the type in shard i % shards).
+    """Lands and converts the files of one group (file i of the group in shard i % shards).
 
     Raises `DownloadRefused`, `VerificationFailed`, `AuthError`, `Unreachable`, `StillRunning`, `LakeError`.
     """
-    from pipeline.tables.definitions import table_name
-
-    files = [f for f in manifest.files if f.kind == "output" and f.type and table_name(f.type) == table]
+    files = [file for file in manifest.of_kind("output") if group_of(file) == group]
     mine = files[shard::shards]
     if not mine:
         return Staged(())
-    work = _Work(session, attempt, table, mine[0].type or "", _known_schema(session, table))
+    conversion = Conversion(session, attempt)
     ours = {(file.kind, file.index) for file in mine}
-    landed = session.ledger.landed(attempt.export_id, table)
-    usable = usable_stagings(session, attempt, table)
+    landed = session.ledger.landed(attempt.export_id, group)
+    usable = usable_stagings(session, attempt, group)
     done = []
     for batch in landed:
         if (batch.files[0].kind, batch.files[0].index) not in ours:
             continue  # another shard's; one that was landed under other shards belongs to its first file's
-        if batch.number in usable:
-            done.append(usable[batch.number])
+        if (group, batch.number) in usable:
+            done.append(usable[group, batch.number])
         else:
             with session.lake.local_copy(batch.raw) as raw, session.lake.spool() as spool:
-                done.append(work.convert(batch, raw, spool))
+                done.append(conversion.convert(batch, raw, spool))
     with session.lake.spool() as spool:
         rest = _not_landed(mine, landed)
         live = live_manifest(session, attempt)
-        for batch, raw in land(session, attempt, live, table, rest, spool):
-            done.append(work.convert(batch, raw, spool))
+        for batch, raw in land(session, attempt, live, group, rest, spool):
+            done.append(conversion.convert(batch, raw, spool))
     return Staged(tuple(done))
 
 
@@ -119,95 +110,49 @@ def land_sidecars(session: Session, attempt: Attempt, manifest: Manifest) -> lis
     return [batch for kind in SIDECARS for batch in session.ledger.landed(attempt.export_id, kind)]
 
 
-def usable_stagings(session: Session, attempt: Attempt, table: str) -> dict[int, StagedBatch]:
-    """Batches of a table that are converted, by number, the newest of each, with all their parts there.
+def usable_stagings(
+    session: Session, attempt: Attempt, group: str | None = None
+) -> dict[tuple[str, int], StagedBatch]:
+    """Batches that are converted, by group and number, the newest of each, with all their files there.
 
-    Those of the last receipt's attempt and before are live in the table, and never added again (design).
+    Those of the last receipt's attempt and before are live in the tables, and never added again (design).
     """
     settled = attempt.facts.settled_attempt
-    prefix = f"{session.table(table)}/export_id={attempt.export_id}"
-    sizes = session.lake.sizes(prefix)
-    usable: dict[int, StagedBatch] = {}
-    for batch in session.ledger.staged(attempt.export_id, table):
-        names = [(part.path.rsplit("/", 1)[-1], part.bytes) for part in batch.parts]
-        if batch.attempt > settled and all(sizes.get(name) == size for name, size in names):
-            usable[batch.number] = batch
+    there = _Sizes(session, attempt.export_id)
+    usable: dict[tuple[str, int], StagedBatch] = {}
+    for batch in session.ledger.staged(attempt.export_id, group):
+        if batch.attempt > settled and there.all_of(batch):
+            usable[batch.type, batch.number] = batch
     return usable
+
+
+class _Sizes:
+    """The sizes of an export's files in the lake; each folder is listed once."""
+
+    def __init__(self, session: Session, export_id: str) -> None:
+        self._session = session
+        self._export_id = export_id
+        self._folders: dict[str, Mapping[str, int]] = {}
+
+    def all_of(self, batch: StagedBatch) -> bool:
+        """Whether every part and every quarantine file of a batch is there, whole."""
+        quarantine = quarantine_folder(self._session.source.name, self._export_id)
+        return all(
+            self._size(self._session.table(part.table or batch.type), part.path) == part.bytes
+            for part in batch.parts
+        ) and all(
+            self._size(quarantine, part.path.removeprefix(f"{quarantine}/")) == part.bytes
+            for part in batch.quarantine
+        )
+
+    def _size(self, folder: str, path: str) -> int | None:
+        below, _, name = path.rpartition("/")
+        where = f"{folder}/{below}"
+        if where not in self._folders:
+            self._folders[where] = self._session.lake.sizes(where)
+        return self._folders[where].get(name)
 
 
 def _not_landed(files: Sequence[ManifestFile], landed: Iterable[LandedBatch]) -> list[FileKey]:
     there = {(file.kind, file.index) for batch in landed for file in batch.files}
     return [(file.kind, file.index) for file in files if (file.kind, file.index) not in there]
-
-
-def _known_schema(session: Session, table: str) -> pa.Schema | None:
-    from pipeline.tables.delta import table_schema
-
-    return table_schema(session.table_uri(table), session.lake.storage_options)
-
-
-@dataclass
-class _Work:
-    session: Session
-    attempt: Attempt
-    table: str
-    resource_type: str
-    known: pa.Schema | None
-
-    def convert(self, batch: LandedBatch, raw: Path, spool: Path) -> StagedBatch:
-        from pipeline.tables.convert import Converter
-        from pipeline.tables.schema import union
-
-        session, export_id = self.session, self.attempt.export_id
-        with Converter(self.resource_type, self.known, export_id, spool) as converter:
-            files = tuple(self._convert_file(converter, file, raw) for file in batch.files)
-            local = converter.finish()
-        parts = []
-        for part in local:
-            name = f"export_id={export_id}/part-{self.attempt.number:04d}-{uuid.uuid4().hex}.parquet"
-            session.lake.put_file(part.path, f"{session.table(self.table)}/{name}")
-            part.path.unlink()
-            parts.append(_part_fact(name, part.rows, part.bytes, part.schema))
-            self.known = union(self.known, part.schema, self.resource_type) if self.known else part.schema
-        staged = StagedBatch(
-            at=session.now(),
-            type=self.table,
-            number=batch.number,
-            attempt=self.attempt.number,
-            parts=tuple(parts),
-            files=files,
-        )
-        name = f"staged/{self.attempt.number:04d}/{self.table}-{batch.number:06d}.json"
-        session.ledger.write(export_id, name, staged)
-        session.log(f"{self.table}: {len(files)} files, {staged.rows} rows staged")
-        return staged
-
-    def _convert_file(self, converter: Converter, file: LandedFile, raw: Path) -> FileRows:
-        from pipeline.bulkdata.decoding import decoded_blocks, physical_lines
-
-        digest = hashlib.sha256()
-        blocks = _hashed(decoded_blocks(raw, file.encoding, file.offset, file.length), digest)
-        rows = converter.add(physical_lines(blocks), file.name)
-        if digest.hexdigest() != file.sha256:
-            raise VerificationFailed(
-                f"{self.table}: the raw bytes of {file.name} are not those that were downloaded",
-                "Nothing is published; restore the raw file, or start a new export run",
-            )
-        if rows != file.lines:
-            raise VerificationFailed(
-                f"{self.table}: {file.name} has {file.lines} lines and gave {rows} rows",
-                "Nothing is published; report this, the raw file is kept",
-            )
-        return FileRows(name=file.name, lines=file.lines, rows=rows, quarantined=0)
-
-
-def _hashed(blocks: Iterable[bytes], digest: hashlib._Hash) -> Iterator[bytes]:
-    for block in blocks:
-        digest.update(block)
-        yield block
-
-
-def _part_fact(name: str, rows: int, size: int, schema: pa.Schema) -> StagedPartFact:
-    from pipeline.tables.schema import to_json
-
-    return StagedPartFact(path=name, rows=rows, bytes=size, columns=to_json(schema))

@@ -18,7 +18,8 @@ from cronsim import CronSim
 from pipeline.config import Config, Source
 from pipeline.errors import ExportError
 from pipeline.exports.attempt import claim_attempt, recorded
-from pipeline.exports.publishing import TableEvidence, find_evidence, publish
+from pipeline.exports.evidence import TableEvidence, find_evidence
+from pipeline.exports.publishing import publish
 from pipeline.orchestration.known_types import remember_types, static_types
 from pipeline.orchestration.names import Names, names_of
 from pipeline.orchestration.runs import session_in_step
@@ -173,14 +174,14 @@ def _files_by_type(manifest: "Manifest") -> dict[str, int]:
 
 
 def _stages(config: Config, source: Source, tables: dict[str, str]) -> list[dg.OpDefinition]:
-    """One step per type or shard, one for every other type, one for the `deleted` and `error` files."""
+    """One step per type or shard, one for other types and untyped files, one for the rest."""
     stages = []
     for table, resource_type in tables.items():
         shards = source.shards.get(resource_type, 1)
         for shard in range(shards):
             suffix = f"_{shard + 1}of{shards}" if shards > 1 else ""
             stages.append(_stage_op(config, source, f"{table}{suffix}", _one(table, shard, shards)))
-    stages.append(_stage_op(config, source, "other_types", _others(source, tables)))
+    stages.append(_stage_op(config, source, "other_types", _others(tables)))
     stages.append(_stage_op(config, source, "deleted_and_errors", _sidecars))
     return stages
 
@@ -217,14 +218,18 @@ def _one(table: str, shard: int, shards: int) -> Staging:
     return work
 
 
-def _others(source: Source, tables: dict[str, str]) -> Staging:
+def _others(tables: dict[str, str]) -> Staging:
     def work(session: "Session", attempt: "Attempt", manifest: "Manifest") -> dict[str, int]:
-        from pipeline.exports.staging import stage_type, tables_of
+        from pipeline.exports.staging import groups_of, stage_type
 
-        others = {table: each for table, each in tables_of(manifest).items() if table not in tables}
-        rows = sum(stage_type(session, attempt, manifest, table).rows for table in others)
-        remember_types(source, others.values())
-        return {"types beyond the static ones": len(others), "rows": rows}
+        others = [group for group in groups_of(manifest) if group not in tables]
+        staged = [stage_type(session, attempt, manifest, group) for group in others]
+        return {
+            "types beyond the static ones, or none": len(others),
+            "files": sum(each.files for each in staged),
+            "rows": sum(each.rows for each in staged),
+            "quarantined": sum(each.quarantined for each in staged),
+        }
 
     return work
 
@@ -261,11 +266,13 @@ def _publish_op(config: Config, source: Source, tables: dict[str, str]) -> dg.Op
             for table in tables:
                 yield from failed(names.key(table), error.cause)
             raise
+        others = sorted(done.tables.keys() - tables.keys())
+        remember_types(source, (done.tables[table].resource_type for table in others))
         evidence = find_evidence(session, attempt, manifest, done)
         for table in tables:
             yield from results(names.key(table), evidence.get(table, _NOTHING))
             yield dg.Output(None, table, metadata=_metadata(session, names, attempt, manifest, table, done))
-        for table in done.tables.keys() - tables.keys():
+        for table in others:
             context.log_event(
                 dg.AssetMaterialization(
                     names.key(table),
@@ -277,7 +284,7 @@ def _publish_op(config: Config, source: Source, tables: dict[str, str]) -> dg.Op
     return publish_tables
 
 
-_NOTHING = TableEvidence(0, 0, 0, 0, 0, 0, 0)
+_NOTHING = TableEvidence()
 
 
 def _metadata(

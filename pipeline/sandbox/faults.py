@@ -17,9 +17,22 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipeline.sandbox.outcomes import Refusal
 
+_COMPRESSION = b"accept-encoding"
+
 
 class CutOff(ConnectionError):
     """Stops the application in the middle of a body."""
+
+
+@dataclass(frozen=True, slots=True)
+class Insertion:
+    """Bytes, with their line ends, behind the first `after` lines of a file; None: at its end.
+
+    Several are in the order of their places; each `after` counts the lines of the file itself.
+    """
+
+    base64: bytes
+    after: int | None = None
 
 
 @dataclass(slots=True)
@@ -30,7 +43,9 @@ class Fault:
     `body` (text, or any JSON value) answers in the application's place; `headers` alone are set on its
     answer; `delay` waits so many seconds first. `truncate_after` ends the body after so many bytes as if it
     were whole, with `cut` by dropping the connection. `wrong_count` (true for one too many, or a number to
-    add) falsifies `count` of the first `output` entry of a manifest, or the first of type `type`.
+    add) falsifies `count` of the first `output` entry of a manifest, or the first of type `type`; `retype`
+    declares that entry as another type, empty: as none. `insert` puts bytes into a file, sent without
+    compression and with its length then.
     """
 
     path: str
@@ -45,6 +60,8 @@ class Fault:
     cut: bool = False
     wrong_count: bool | int = 0
     type: str | None = None
+    retype: str | None = None
+    insert: list[Insertion] = field(default_factory=list)
     used: int = 0
 
     def takes(self, method: str, target: str) -> bool:
@@ -100,6 +117,8 @@ class Faults:
             if fault.status is not None:
                 await _answer(fault, send)
                 return
+            if fault.insert:
+                scope = {**scope, "headers": [each for each in scope["headers"] if each[0] != _COMPRESSION]}
             bent = _Bent(fault, send)
             try:
                 await app(scope, receive, bent)
@@ -149,7 +168,8 @@ class _Bent:
             del headers["content-length"]
         message["headers"] = headers.raw
         is_json = Headers(raw=headers.raw).get("content-type", "").startswith("application/json")
-        if self._fault.wrong_count and message["status"] == 200 and is_json:
+        bent_manifest = (self._fault.wrong_count or self._fault.retype is not None) and is_json
+        if message["status"] == 200 and (bent_manifest or self._fault.insert):
             self._start = message
         else:
             await self._send(message)
@@ -160,7 +180,7 @@ class _Bent:
         if self._start is not None:
             self._held += message.get("body", b"")
             if not message.get("more_body"):
-                await self._send_manifest(self._start)
+                await self._send_whole(self._start)
             return
         body = message.get("body", b"")
         if self._left is None or len(body) <= self._left:
@@ -172,14 +192,27 @@ class _Bent:
         if self._fault.cut:
             raise CutOff("cut by a scripted fault")
 
-    async def _send_manifest(self, start: Message) -> None:
-        manifest = msgspec.json.decode(self._held)
-        for entry in manifest.get("output", []):
-            if "count" in entry and self._fault.type in (None, entry["type"]):
-                entry["count"] += int(self._fault.wrong_count)
-                break
-        body = msgspec.json.encode(manifest)
+    async def _send_whole(self, start: Message) -> None:
+        body = _with_insertions(self._held, self._fault) if self._fault.insert else self._bent_manifest()
         headers = MutableHeaders(raw=list(start["headers"]))
         headers["content-length"] = str(len(body))
         await self._send({**start, "headers": headers.raw})
         await self._send({"type": "http.response.body", "body": body})
+
+    def _bent_manifest(self) -> bytes:
+        fault, manifest = self._fault, msgspec.json.decode(self._held)
+        for entry in manifest.get("output", []):
+            if "count" in entry and fault.type in (None, entry["type"]):
+                entry["count"] += int(fault.wrong_count)
+                if fault.retype is not None:
+                    entry["type"] = fault.retype or None
+                break
+        return msgspec.json.encode(manifest)
+
+
+def _with_insertions(body: bytes, fault: Fault) -> bytes:
+    lines = body.splitlines(keepends=True)
+    for insertion in reversed(fault.insert):
+        place = len(lines) if insertion.after is None else insertion.after
+        lines.insert(place, insertion.base64)
+    return b"".join(lines)

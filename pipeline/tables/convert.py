@@ -1,42 +1,56 @@
 """NDJSON of one resource type to Parquet parts: exact, in bounded memory, in one pass over the bytes.
 
-Lines become rows (`row`), rows are parsed by pyarrow a block at a time into what was seen so far, and are
-widened to the table's schema only when they are written: parsing straight into all columns is four times
-slower (facts/tables.md, 3). What a block shows that was not known is looked up in the definitions, and the
-block is parsed again; types are never taken from the data.
+Blocks of lines are shredded into the columns that they hold (`shredder`); the table's other columns are added
+only where they are written (`sparse`). Lanes do this side by side, each with its own parts; what one lane has
+seen is united with the others' at the end, so all parts of one Converter have one schema.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from pipeline.errors import VerificationFailed
 from pipeline.tables import schema as schemas
-from pipeline.tables.parts import LocalPart, PartWriter, merge_parts, widen
-from pipeline.tables.row import BadLine, RowEncoder
+from pipeline.tables.blocks import Block, BlockCutter
+from pipeline.tables.parts import LocalPart, PartWriter, merge_parts
+from pipeline.tables.shredder import Refused, Shredded, Shredder
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+__all__ = ["Converter", "FileCounts", "Refused"]
+
 BLOCK_BYTES = 8 * 1024 * 1024
-"""NDJSON parsed at a time."""
+"""NDJSON shredded at a time, by each lane."""
 FLUSH_BYTES = 48 * 1024 * 1024
-"""NDJSON held as Arrow data before it is written as row groups."""
-BOM = b"\xef\xbb\xbf"
+"""NDJSON held as Arrow data before it is written as row groups, over all lanes."""
+
+
+@dataclass(frozen=True)
+class FileCounts:
+    """What became of the lines of one source file; blank lines are not counted."""
+
+    lines: int = 0
+    rows: int = 0
+    refused: int = 0
 
 
 class Converter:
-    """Lines of one resource type in, local Parquet parts out. Not shared between threads.
+    """Lines of one resource type in, local Parquet parts out. Called from one thread.
 
     Use as a context manager: on an exception, or when `finish` was not called, every file that it wrote is
     gone. All parts of one Converter have one schema: floor, `known` and everything seen.
 
     `known` is the table's schema so far (`delta.table_schema`), None for a new table. `out_dir` must exist
-    and is best empty. A part holds at most about `max_part_rows` rows and `max_part_bytes` bytes of NDJSON.
-    Raises ConfigError for a resource type that R4 does not define.
+    and is best empty. `refuse` is called, in the caller's thread and perhaps only in `finish`, with each line
+    that is no resource of the type and its bytes; without it the first such line raises VerificationFailed.
+    `lanes` is the number of threads; each needs about 150 MB. A part holds at most about `max_part_rows` rows
+    and `max_part_bytes` bytes of NDJSON. Raises ConfigError for a resource type that R4 does not define.
     """
 
     def __init__(
@@ -46,75 +60,67 @@ class Converter:
         export_id: str,
         out_dir: Path,
         *,
+        refuse: Callable[[Refused, bytes], None] | None = None,
+        lanes: int = 1,
         max_part_rows: int = 1_000_000,
         max_part_bytes: int = 256 * 1024 * 1024,
     ) -> None:
         self.resource_type = resource_type
         self.export_id = export_id
-        self._rows = RowEncoder(resource_type)
+        self.files: dict[str, FileCounts] = {}
+        """By source file; final after `finish`."""
+        self._refuse = refuse
         self._out_dir = out_dir
-        self._max_part_rows = max_part_rows
-        self._max_part_bytes = max_part_bytes
-        self._block_bytes = min(BLOCK_BYTES, max_part_bytes)
-        self._flush_bytes = min(FLUSH_BYTES, max_part_bytes)
+        self._limits = _Limits(max_part_rows, max_part_bytes, max(1, FLUSH_BYTES // lanes))
         floor = schemas.floor_schema(resource_type)
         self._schema = schemas.union(floor, known, resource_type) if known is not None else floor
-        self._seen = schemas.typed_schema({"resourceType": None, "id": None}, resource_type)
-
-        self._block = bytearray()
-        self._block_source_bytes = 0
-        self._block_files: list[str] = []
-        self._block_lines: list[int] = []
-        self._pending: list[pa.Table] = []
-        self._pending_rows = 0
-        self._pending_bytes = 0
-        self._writer: PartWriter | None = None
-        self._writer_bytes = 0
-        self._closed: list[LocalPart] = []
-        self._source_bytes: dict[Path, int] = {}
-        self._names = 0
+        self._cutter = BlockCutter(min(BLOCK_BYTES, max_part_bytes))
+        self._lanes = [
+            _Lane(resource_type, export_id, self._schema, self._limits, out_dir, number)
+            for number in range(lanes)
+        ]
+        self._flying: dict[int, tuple[Future[Shredded], Block]] = {}
+        self._pool = ThreadPoolExecutor(lanes, thread_name_prefix="convert") if lanes > 1 else None
+        self._turn = 0
+        self._merged: list[Path] = []
         self._finished = False
-        self.rows = 0
-        """Rows taken so far."""
 
     @property
     def schema(self) -> pa.Schema:
-        """Floor, known and everything seen in the blocks parsed so far."""
-        return self._schema
+        """Floor, known and everything seen in the blocks shredded so far."""
+        found = self._schema
+        for lane in self._lanes:
+            found = schemas.union(found, lane.schema, self.resource_type)
+        return found
 
-    def add(self, lines: Iterable[bytes], source_file: str) -> int:
-        """Take the lines of one source file, in order, from its first line; returns the rows.
+    @property
+    def rows(self) -> int:
+        """Rows taken so far; final after `finish`."""
+        return sum(counts.rows for counts in self.files.values())
 
-        Lines may carry their newline. Empty ones are skipped but counted: `_source_line` is the physical
-        line, from 1. Raises VerificationFailed naming file and line, never the content.
+    def add(self, blocks: Iterable[bytes], source_file: str) -> None:
+        """Take the bytes of one source file, from its beginning, cut anywhere.
+
+        Blank lines are skipped but counted: `_source_line` is the physical line, from 1.
         """
-        before = self.rows
-        for number, raw in enumerate(lines, start=1):
-            line = raw[len(BOM) :] if number == 1 and raw.startswith(BOM) else raw
-            if not line or line.isspace():
-                continue
-            try:
-                row = self._rows.encode(line)
-            except BadLine as bad:
-                raise VerificationFailed(
-                    f"{source_file} line {number} is no {self.resource_type}: {bad}",
-                    "Nothing was published; ask the server's operator about that line",
-                ) from None
-            self._block += row
-            self._block += b"\n"
-            self._block_source_bytes += len(line)
-            self._block_files.append(source_file)
-            self._block_lines.append(number)
-            self.rows += 1
-            if len(self._block) >= self._block_bytes or len(self._block_lines) >= self._max_part_rows:
-                self._parse_block()
-        return self.rows - before
+        self.files.setdefault(source_file, FileCounts())
+        self._take(self._cutter.add(blocks, source_file))
+
+    def add_line(self, line: bytes, source_file: str, number: int) -> None:
+        """Take one line of some file, with its physical line number from 1."""
+        self.files.setdefault(source_file, FileCounts())
+        self._take(self._cutter.add_line(line.strip(b"\n"), source_file, number))
 
     def finish(self) -> list[LocalPart]:
         """Write what is left and return the parts, all with `schema`; no parts for no rows."""
-        self._parse_block()
-        self._flush()
-        self._close_part()
+        self._take(self._cutter.rest())
+        for number in range(len(self._lanes)):
+            self._collect(number)
+        if self._pool is None:
+            self._lanes[0].close()
+        else:
+            for done in [self._pool.submit(lane.close) for lane in self._lanes]:
+                done.result()
         parts = self._mended()
         self._finished = True
         return parts
@@ -125,136 +131,193 @@ class Converter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
         if kind is None and self._finished:
             return
+        for lane in self._lanes:
+            lane.abort()
+        for path in self._merged:
+            path.unlink(missing_ok=True)
+
+    def _take(self, blocks: Iterator[Block]) -> None:
+        for block in blocks:
+            number = self._turn
+            self._turn = (number + 1) % len(self._lanes)
+            lane = self._lanes[number]
+            if self._pool is None:
+                self._account(lane.take(block), block)
+            else:
+                self._collect(number)
+                self._flying[number] = (self._pool.submit(lane.take, block), block)
+
+    def _collect(self, number: int) -> None:
+        if (flying := self._flying.pop(number, None)) is not None:
+            future, block = flying
+            self._account(future.result(), block)
+
+    def _account(self, shredded: Shredded, block: Block) -> None:
+        self._cutter.recycle(block)
+        bad: dict[str, int] = {}
+        for refused, line in shredded.refused:
+            bad[refused.source_file] = bad.get(refused.source_file, 0) + 1
+            if self._refuse is None:
+                where = f" at {refused.path}" if refused.path else ""
+                raise VerificationFailed(
+                    f"{refused.source_file} line {refused.line} is no {self.resource_type}: "
+                    f"{refused.reason}{where}",
+                    "Nothing was published; ask the server's operator about that line",
+                )
+            self._refuse(refused, line)
+        for name, lines in shredded.lines.items():
+            before, refused_here = self.files[name], bad.get(name, 0)
+            self.files[name] = FileCounts(
+                before.lines + lines, before.rows + lines - refused_here, before.refused + refused_here
+            )
+
+    # --- one schema for all parts ---
+
+    def _mended(self) -> list[LocalPart]:
+        """The parts with the final schema; runs of narrower ones are merged while they are rewritten."""
+        schema = self.schema
+        mended: list[LocalPart] = []
+        for run in self._runs(schema):
+            if run[0][0].schema == schema:
+                mended.append(run[0][0])
+                continue
+            path = self._out_dir / f"part-merged-{len(self._merged):05d}.parquet"
+            self._merged.append(path)
+            mended.append(merge_parts([narrow.path for narrow, _ in run], path, schema))
+            for narrow, _ in run:
+                narrow.path.unlink()
+        return mended
+
+    def _runs(self, schema: pa.Schema) -> list[list[tuple[LocalPart, int]]]:
+        runs: list[list[tuple[LocalPart, int]]] = []
+        for lane in self._lanes:
+            for part, source_bytes in lane.parts:
+                if runs and part.schema != schema and self._fits(runs[-1], part, source_bytes, schema):
+                    runs[-1].append((part, source_bytes))
+                else:
+                    runs.append([(part, source_bytes)])
+        return runs
+
+    def _fits(
+        self, run: list[tuple[LocalPart, int]], part: LocalPart, source_bytes: int, schema: pa.Schema
+    ) -> bool:
+        return (
+            run[0][0].schema != schema
+            and sum(other.rows for other, _ in run) + part.rows <= self._limits.part_rows
+            and sum(size for _, size in run) + source_bytes <= self._limits.part_bytes
+        )
+
+
+@dataclass(frozen=True)
+class _Limits:
+    part_rows: int
+    part_bytes: int
+    flush_bytes: int
+
+
+class _Lane:
+    """One thread's share: blocks in, parts of its own out."""
+
+    def __init__(
+        self,
+        resource_type: str,
+        export_id: str,
+        schema: pa.Schema,
+        limits: _Limits,
+        out_dir: Path,
+        number: int,
+    ) -> None:
+        self.schema = schema
+        self.parts: list[tuple[LocalPart, int]] = []
+        """Closed parts, and the bytes of NDJSON in each."""
+        self._resource_type = resource_type
+        self._limits = limits
+        self._out_dir = out_dir
+        self._number = number
+        self._shredder = Shredder(resource_type, export_id)
+        self._seen = 0
+        self._pending: list[pa.Table] = []
+        self._pending_rows = 0
+        self._pending_bytes = 0
+        self._writer: PartWriter | None = None
+        self._writer_bytes = 0
+
+    def take(self, block: Block) -> Shredded:
+        shredded = self._shredder.shred(block)
+        if self._shredder.columns_seen != self._seen:
+            self._seen = self._shredder.columns_seen
+            self.schema = schemas.union(self.schema, self._shredder.schema(), self._resource_type)
+        if shredded.table.num_rows:
+            self._pending.append(shredded.table)
+            self._pending_rows += shredded.table.num_rows
+            self._pending_bytes += shredded.source_bytes
+        if self._pending_bytes >= self._limits.flush_bytes or self._pending_rows >= self._limits.part_rows:
+            self._flush()
+        return shredded
+
+    def close(self) -> None:
+        self._flush()
+        self._close_part()
+
+    def abort(self) -> None:
         if self._writer is not None:
             self._writer.abort()
             self._writer = None
-        for part in self._closed:
+        for part, _ in self.parts:
             part.path.unlink(missing_ok=True)
-
-    # --- a block: JSON rows to Arrow ---
-
-    def _parse_block(self) -> None:
-        import pyarrow as pa
-
-        if not self._block:
-            return
-        table = self._parsed()
-        fields = schemas.lineage_fields()
-        count = table.num_rows
-        if count != len(self._block_lines):
-            raise VerificationFailed(
-                f"{len(self._block_lines)} lines of {self.resource_type} gave {count} rows",
-                "This is a defect of the pipeline; nothing was published",
-            )
-        lineage = [
-            pa.repeat(pa.scalar(self.export_id, pa.string()), count),
-            pa.array(self._block_files, pa.string()),
-            pa.array(self._block_lines, pa.int64()),
-        ]
-        for field, column in zip(fields, lineage, strict=True):
-            table = table.append_column(field, column)
-        self._pending.append(table)
-        self._pending_rows += count
-        self._pending_bytes += self._block_source_bytes
-        # A new buffer: pyarrow may still look into the old one.
-        self._block = bytearray()
-        self._block_source_bytes = 0
-        self._block_files, self._block_lines = [], []
-        if self._pending_bytes >= self._flush_bytes or self._pending_rows >= self._max_part_rows:
-            self._flush()
-
-    def _parsed(self) -> pa.Table:
-        expected = schemas.row_schema(self._seen)
-        table = self._read_json(expected)
-        if schemas.covers(expected, table.schema):
-            return table
-        # Only names are taken from pyarrow's inference; types come from the definitions.
-        found = schemas.typed_schema(schemas.tree_of(table.schema), self.resource_type)
-        self._seen = schemas.union(self._seen, found, self.resource_type)
-        self._schema = schemas.union(self._schema, self._seen, self.resource_type)
-        return self._read_json(schemas.row_schema(self._seen))
-
-    def _read_json(self, expected: pa.Schema) -> pa.Table:
-        import pyarrow as pa
-        import pyarrow.json
-
-        # One block: a row longer than the block size fails, and one chunk is quicker than many.
-        return pyarrow.json.read_json(
-            pa.BufferReader(pa.py_buffer(self._block)),
-            read_options=pyarrow.json.ReadOptions(use_threads=False, block_size=len(self._block) + 1),
-            parse_options=pyarrow.json.ParseOptions(
-                explicit_schema=expected, unexpected_field_behavior="infer"
-            ),
-        )
-
-    # --- parts: Arrow to Parquet ---
 
     def _flush(self) -> None:
         import pyarrow as pa
 
         if not self._pending:
             return
-        if self._writer is not None and self._writer.schema != self._schema:
+        tables, rows, size = self._pending, self._pending_rows, self._pending_bytes
+        self._pending, self._pending_rows, self._pending_bytes = [], 0, 0
+        for share in _shares(tables, self._limits.part_rows):
+            writer = self._open_part()
+            if writer.rows + sum(table.num_rows for table in share) > self._limits.part_rows:
+                self._close_part()
+                writer = self._open_part()
+            writer.write_all(share)
+            self._writer_bytes += size * sum(table.num_rows for table in share) // rows
+            if writer.rows >= self._limits.part_rows or self._writer_bytes >= self._limits.part_bytes:
+                self._close_part()
+        # What is freed stays with Arrow's pool otherwise, and the next block grows on top of it.
+        pa.default_memory_pool().release_unused()
+
+    def _open_part(self) -> PartWriter:
+        if self._writer is not None and self._writer.schema != self.schema:
             # A part has one schema; the short part that this leaves is merged in `finish`.
             self._close_part()
         if self._writer is None:
-            self._writer = PartWriter(self._next_path(), self._schema)
+            path = self._out_dir / f"part-{self._number:02d}-{len(self.parts):05d}.parquet"
+            self._writer = PartWriter(path, self.schema)
             self._writer_bytes = 0
-        self._writer.write(_concatenated(self._pending, self._schema))
-        self._writer_bytes += self._pending_bytes
-        self._pending, self._pending_rows, self._pending_bytes = [], 0, 0
-        # What is freed stays with Arrow's pool otherwise, and the next block grows on top of it.
-        pa.default_memory_pool().release_unused()
-        if self._writer.rows >= self._max_part_rows or self._writer_bytes >= self._max_part_bytes:
-            self._close_part()
+        return self._writer
 
     def _close_part(self) -> None:
         if self._writer is not None:
-            part = self._writer.close()
-            self._closed.append(part)
-            self._source_bytes[part.path] = self._writer_bytes
+            self.parts.append((self._writer.close(), self._writer_bytes))
             self._writer = None
 
-    def _next_path(self) -> Path:
-        path = self._out_dir / f"part-{self._names:05d}.parquet"
-        self._names += 1
-        return path
 
-    def _mended(self) -> list[LocalPart]:
-        """The parts with the final schema; runs of narrower ones are merged while they are rewritten."""
-        mended: list[LocalPart] = []
-        for run in self._runs():
-            if run[0].schema == self._schema:
-                mended.append(run[0])
-                continue
-            part = merge_parts([narrow.path for narrow in run], self._next_path(), self._schema)
-            self._closed.append(part)
-            mended.append(part)
-            for narrow in run:
-                narrow.path.unlink()
-        return mended
-
-    def _runs(self) -> list[list[LocalPart]]:
-        runs: list[list[LocalPart]] = []
-        for part in self._closed:
-            if runs and part.schema != self._schema and self._fits(runs[-1], part):
-                runs[-1].append(part)
-            else:
-                runs.append([part])
-        return runs
-
-    def _fits(self, run: list[LocalPart], part: LocalPart) -> bool:
-        together = [*run, part]
-        return (
-            run[0].schema != self._schema
-            and sum(p.rows for p in together) <= self._max_part_rows
-            and sum(self._source_bytes[p.path] for p in together) <= self._max_part_bytes
-        )
-
-
-def _concatenated(tables: list[pa.Table], schema: pa.Schema) -> pa.Table:
-    import pyarrow as pa
-
-    return pa.concat_tables([widen(table, schema) for table in tables])
+def _shares(tables: list[pa.Table], most: int) -> Iterator[list[pa.Table]]:
+    """The tables, cut and gathered so that no share has more than `most` rows."""
+    share: list[pa.Table] = []
+    room = most
+    for table in tables:
+        begin = 0
+        while begin < table.num_rows:
+            piece = table.slice(begin, room)
+            share.append(piece)
+            begin += piece.num_rows
+            room -= piece.num_rows
+            if room == 0:
+                yield share
+                share, room = [], most
+    if share:
+        yield share

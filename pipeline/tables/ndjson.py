@@ -16,9 +16,9 @@ import msgspec
 from pipeline.errors import LakeError
 from pipeline.tables import definitions
 from pipeline.tables.parts import batches, open_part
-from pipeline.tables.row import BadLine, parse_exactly, unescape
 from pipeline.tables.schema import UNMAPPED
 from pipeline.tables.shape import Member, Structure, members
+from pipeline.tables.shredder import unescape
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -105,7 +105,7 @@ def _structure_builder(structure: Structure) -> Build:
     def build(value: dict[str, Any]) -> dict[str, Any]:
         built = {}
         for name, content in value.items():
-            if content is None:
+            if content is None or name.startswith("__"):
                 continue
             step = builders.get(name)
             if step is None:
@@ -119,14 +119,14 @@ def _structure_builder(structure: Structure) -> Build:
 
 def _put_back(resource: dict[str, Any], unmapped: str) -> None:
     try:
-        found = parse_exactly(unmapped.encode())
+        found = msgspec.json.decode(unmapped, type=dict[str, msgspec.Raw])
         for pointer, value in found.items():
             *parents, last = [unescape(token) for token in pointer.split("/")[1:]]
             place: Any = resource
             for token in parents:
                 place = place[int(token)] if isinstance(place, list) else place[token]
             place[last] = value
-    except (BadLine, AttributeError, KeyError, IndexError, TypeError, ValueError):
+    except (msgspec.DecodeError, AttributeError, KeyError, IndexError, TypeError, ValueError):
         raise LakeError(
             f"The column {UNMAPPED} of a row does not fit that row",
             "Ingest that export again from its raw files",

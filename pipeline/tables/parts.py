@@ -7,7 +7,7 @@ A part is one immutable Parquet file of one table. Its schema's hash lies in the
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +15,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from pipeline.errors import LakeError, VerificationFailed
 from pipeline.tables import schema as schemas
+from pipeline.tables.sparse import SparseWriter, held_by
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -22,6 +23,15 @@ if TYPE_CHECKING:
 HASH_KEY = b"fhir_export.schema_sha256"
 ROW_GROUP_ROWS = 128 * 1024
 """Rows in a row group at most (rule 10)."""
+OPTIONS: Mapping[str, Any] = {
+    "compression": "zstd",
+    "compression_level": 1,
+    "write_statistics": True,
+    "use_compliant_nested_type": True,
+    # Pages by size and not by rows: files a quarter smaller.
+    "max_rows_per_page": 1 << 20,
+}
+"""How pyarrow writes; measured in benchmarks/parquet_settings.py."""
 ROW_GROUP_BYTES = 64 * 1024 * 1024
 """Arrow bytes read at a time when a part is rewritten, roughly."""
 
@@ -39,31 +49,35 @@ class LocalPart:
 class PartWriter:
     """One Parquet file, whole or absent: leaving the `with` block by an exception removes it.
 
-    Closing a half-written ParquetWriter gives a valid, short file; hence this class.
+    The footer comes last, so a file that was not closed is no Parquet file.
     """
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
-        import pyarrow.parquet as pq
-
         self.path = path
         self.schema = schemas.plain(schema)
         self.rows = 0
         digest = schemas.schema_hash(self.schema).encode()
         self._file: IO[bytes] = path.open("wb")
-        self._writer = pq.ParquetWriter(
-            self._file,
-            self.schema.with_metadata({HASH_KEY: digest}),
-            compression="zstd",
-            compression_level=1,
-            write_statistics=True,
-            use_compliant_nested_type=True,
-        )
+        self._writer = SparseWriter(self._file, self.schema.with_metadata({HASH_KEY: digest}), OPTIONS)
 
     def write(self, table: pa.Table) -> None:
         """Add rows (any table that this part's schema covers), in row groups of at most 128k rows."""
-        wide = widen(table, self.schema).replace_schema_metadata(self._writer.schema.metadata)
-        self._writer.write_table(wide, row_group_size=ROW_GROUP_ROWS)
-        self.rows += table.num_rows
+        self.write_all([table])
+
+    def write_all(self, tables: Sequence[pa.Table]) -> None:
+        """The same for several tables, which may hold different columns."""
+        import pyarrow as pa
+
+        held = held_by(tables)
+        if not schemas.covers(self.schema, held):
+            raise VerificationFailed(
+                "Rows hold columns that the part's schema lacks", "Take the union of both schemas first"
+            )
+        form = self._writer.form(held)
+        together = pa.concat_tables([_widened(table, form.schema) for table in tables])
+        for begin in range(0, together.num_rows, ROW_GROUP_ROWS):
+            self._writer.write(together.slice(begin, ROW_GROUP_ROWS), form)
+        self.rows += together.num_rows
 
     def close(self) -> LocalPart:
         """Finish the file and force it to the disk."""
@@ -74,10 +88,7 @@ class PartWriter:
 
     def abort(self) -> None:
         """Remove the file, whatever state it is in."""
-        # The footer that close() would write makes a half file look whole; the file goes first.
         self.path.unlink(missing_ok=True)
-        with contextlib.suppress(Exception):
-            self._writer.close()
         self._file.close()
 
     def __enter__(self) -> PartWriter:
@@ -99,7 +110,6 @@ def widen(table: pa.Table, schema: pa.Schema) -> pa.Table:
     Values are not copied; only nulls are made. Raises VerificationFailed when the schema does not cover the
     table.
     """
-    import pyarrow as pa
 
     schema = schemas.plain(schema)
     if schemas.plain(table.schema) == schema:
@@ -108,6 +118,12 @@ def widen(table: pa.Table, schema: pa.Schema) -> pa.Table:
         raise VerificationFailed(
             "Rows hold columns that the target schema lacks", "Take the union of both schemas first"
         )
+    return _widened(table, schema)
+
+
+def _widened(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    import pyarrow as pa
+
     columns = []
     for field in schema:
         position = table.schema.get_field_index(field.name)

@@ -51,7 +51,7 @@ def floor_schema(resource_type: str) -> pa.Schema:
     """
     tree: Tree = {}
     for name, member in members(Structure(resource_type)).items():
-        if member.kind == "json":
+        if not member.floor:
             continue
         tree[name] = None if member.structure is None else _floor_children(member, member.structure)
     return typed_schema(tree, resource_type)
@@ -62,7 +62,7 @@ def _floor_children(member: Member, structure: Structure) -> Tree:
         return full
     children: Tree = {}
     for name, child in members(structure).items():
-        if name == "id" or child.kind == "json":
+        if name == "id" or not child.floor:
             continue
         if child.structure is None:
             children[name] = None
@@ -112,25 +112,27 @@ def typed_schema(seen: Tree, resource_type: str) -> pa.Schema:
     return pa.schema(fields + lineage_fields())
 
 
-def row_schema(schema: pa.Schema) -> pa.Schema:
-    """The schema without the lineage columns: what the JSON of a row holds."""
-    import pyarrow as pa
-
-    return pa.schema([field for field in schema if field.name not in LINEAGE_COLUMNS])
-
-
 def _typed_fields(seen: Tree, structure: Structure) -> list[pa.Field]:
     import pyarrow as pa
 
     known = members(structure)
-    fields = [pa.field(name, _arrow_type(known[name], seen[name])) for name in known if name in seen]
-    if not fields:
-        first = next(iter(known.values()))
-        fields = [pa.field(first.name, _arrow_type(first, None))]
+    present = [member for name, member in known.items() if name in seen] or [next(iter(known.values()))]
+    fields = []
+    for member in present:
+        fields.append(pa.field(member.name, arrow_type(member, seen.get(member.name))))
+        fields += [pa.field(name, derived_type(member)) for name in member.derived]
     return fields
 
 
-def _arrow_type(member: Member, children: Tree | None) -> pa.DataType:
+def derived_type(member: Member) -> pa.DataType:
+    """Of what is computed from a decimal (double) or a date (timestamp[us, UTC]); a list where it repeats."""
+    import pyarrow as pa
+
+    value = pa.float64() if member.kind == "decimal" else pa.timestamp("us", "UTC")
+    return pa.list_(pa.field("element", value)) if member.many else value
+
+
+def arrow_type(member: Member, children: Tree | None) -> pa.DataType:
     import pyarrow as pa
 
     if member.structure is not None:
@@ -142,19 +144,6 @@ def _arrow_type(member: Member, children: Tree | None) -> pa.DataType:
     else:
         value = pa.string()
     return pa.list_(pa.field("element", value)) if member.many else value
-
-
-def tree_of(fields: Iterable[pa.Field]) -> Tree:
-    """The member names of an Arrow schema or struct, without their types."""
-    return {field.name: _tree_of_type(field.type) for field in fields}
-
-
-def _tree_of_type(kind: pa.DataType) -> Tree | None:
-    import pyarrow as pa
-
-    while pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        kind = kind.value_type
-    return tree_of(kind.fields) if pa.types.is_struct(kind) else None
 
 
 # --- plain form, union and cover ---------------------------------------------------------------------
@@ -211,7 +200,7 @@ def _merge(
     right = {field.name: field.type for field in b}
     known = members(structure) if structure is not None else {}
     merged: dict[str, pa.DataType] = {}
-    for name in _in_order({**left, **right}, known, sort_unknown=structure is not None):
+    for name in _in_order({**left, **right}, structure):
         inner = known[name].structure if name in known else None
         if name in left and name in right:
             merged[name] = _merge_types(left[name], right[name], inner, f"{path}{name}")
@@ -222,9 +211,19 @@ def _merge(
     return merged
 
 
-def _in_order(names: Mapping[str, Any], known: Mapping[str, Member], *, sort_unknown: bool) -> list[str]:
-    unknown = [name for name in names if name not in known]
-    return [name for name in known if name in names] + (sorted(unknown) if sort_unknown else unknown)
+def _in_order(names: Mapping[str, Any], structure: Structure | None) -> list[str]:
+    if structure is None:
+        return list(names)
+    order = _column_order(structure)
+    return [name for name in order if name in names] + sorted(name for name in names if name not in order)
+
+
+@cache
+def _column_order(structure: Structure) -> dict[str, None]:
+    order: dict[str, None] = {}
+    for name, member in members(structure).items():
+        order |= dict.fromkeys((name, *member.derived))
+    return order
 
 
 def _merge_types(a: pa.DataType, b: pa.DataType, structure: Structure | None, path: str) -> pa.DataType:
@@ -326,13 +325,22 @@ def describe(schema: pa.Schema, resource_type: str | None = None) -> list[tuple[
     With `resource_type` the type is FHIR's (`list<CodeableConcept>`), else Arrow's in short.
     """
     known = members(Structure(resource_type)) if resource_type else {}
+    derived = {name: member for member in known.values() for name in member.derived}
     rows = []
     for field in plain(schema):
         if (member := known.get(field.name)) is not None:
             rows.append((field.name, _fhir_type_text(member), member.short, True))
+        elif (origin := derived.get(field.name)) is not None:
+            rows.append((field.name, _arrow_text(field.type), _derived_text(field.name, origin), True))
         else:
             rows.append((field.name, _arrow_text(field.type), _OWN_COLUMNS.get(field.name, ""), True))
     return rows
+
+
+def _derived_text(name: str, origin: Member) -> str:
+    if origin.kind == "decimal":
+        return f"{origin.name} as a number, rounded to a double"
+    return f"{'Earliest' if name.endswith('_start') else 'Latest'} instant that {origin.name} can mean"
 
 
 _OWN_COLUMNS = {

@@ -18,9 +18,11 @@ Kind = Literal["text", "boolean", "integer", "decimal", "json", "struct"]
 
 MAX_RECURSION = 3
 """How often a structure may lie inside itself as columns; deeper levels are JSON text (rule 6)."""
+MAX_EXTENSIONS = 2
+"""How often an extension may lie inside an extension as columns (rule 6)."""
 
 _INTEGERS = frozenset({"integer", "positiveInt", "unsignedInt"})
-_AS_JSON = frozenset({"Extension", "Resource"})
+_DATES = frozenset({"date", "dateTime", "instant"})
 
 
 class Structure(NamedTuple):
@@ -43,6 +45,24 @@ class Member:
     fhir_type: str
     short: str
 
+    @property
+    def derived(self) -> tuple[str, ...]:
+        """Names of the columns that are computed from this member and stand behind it (rule 5)."""
+        if self.kind == "decimal":
+            return (f"__{self.name}_numeric",)
+        if self.fhir_type in _DATES:
+            return (f"__{self.name}_start", f"__{self.name}_end")
+        return ()
+
+    @property
+    def floor(self) -> bool:
+        """Whether a table may have it before any data: extensions come when they are first seen (rule 2)."""
+        return self.kind != "json" and self.fhir_type not in ("Extension", ELEMENT)
+
+
+ELEMENT = "Element"
+"""The type of `_birthDate`: what a primitive carries besides its value, an id and extensions."""
+
 
 @cache
 def members(structure: Structure) -> Mapping[str, Member]:
@@ -54,21 +74,29 @@ def members(structure: Structure) -> Mapping[str, Member]:
     found: dict[str, Member] = {}
     if definitions.is_resource_type(structure.type):
         found["resourceType"] = Member("resourceType", "text", False, None, "code", "The resource type")
-    for element in definitions.elements(structure.type):
+    for element in _elements(structure.type):
         member = _member(element, structure)
         found[element.name] = member
-        if element.type in definitions.primitive_types():
+        if structure.type != ELEMENT and element.type in definitions.primitive_types():
             beside = f"_{element.name}"
-            short = f"Extensions of {element.name}, as JSON text"
-            found[beside] = Member(beside, "json", False, None, "Element", short)
+            inner = _inside(ELEMENT, structure)
+            found[beside] = Member(
+                beside, "struct", element.many, inner, ELEMENT, f"Id and extensions of {element.name}"
+            )
     return MappingProxyType(found)
+
+
+def _elements(type_or_path: str) -> tuple[definitions.Element, ...]:
+    if type_or_path == ELEMENT:
+        return tuple(e for e in definitions.elements("Extension") if e.name in ("id", "extension"))
+    return definitions.elements(type_or_path)
 
 
 def _member(element: definitions.Element, around: Structure) -> Member:
     if element.type in definitions.primitive_types():
         kind = _primitive_kind(element.type)
         return Member(element.name, kind, element.many, None, element.type, element.short)
-    inner = None if element.type in _AS_JSON else _inside(element.type, around)
+    inner = None if element.type == "Resource" else _inside(element.type, around)
     if inner is None:
         return Member(element.name, "json", False, None, element.type, element.short)
     return Member(element.name, "struct", element.many, inner, element.type, element.short)
@@ -87,32 +115,39 @@ def _inside(type_or_path: str, around: Structure) -> Structure | None:
     trail = around.trail
     if type_or_path == "Reference":
         # Reference.identifier.assigner is a Reference again: one level is enough (rule 6).
-        return None if "Reference" in trail else Structure("Reference", ("Reference",))
+        return None if "Reference" in trail else Structure("Reference", (*_lasting(trail), "Reference"))
+    if type_or_path == "Extension":
+        if trail.count("Extension") >= MAX_EXTENSIONS:
+            return None
+        return Structure("Extension", (*_lasting(trail), "Extension"))
     if "." not in type_or_path:
-        # A data type never holds a backbone element, so only the Reference rule still matters inside it.
-        return Structure(type_or_path, tuple(name for name in trail if name == "Reference"))
-    if type_or_path not in _recursive_paths():
+        return Structure(type_or_path, _lasting(trail))
+    if type_or_path not in _recursive_paths(type_or_path.split(".", maxsplit=1)[0]):
         return Structure(type_or_path, trail)
     if trail.count(type_or_path) >= MAX_RECURSION:
         return None
     return Structure(type_or_path, (*trail, type_or_path))
 
 
+def _lasting(trail: tuple[str, ...]) -> tuple[str, ...]:
+    # A data type never holds a backbone element, so only these two rules still matter inside it.
+    return tuple(name for name in trail if name in ("Reference", "Extension"))
+
+
 @cache
-def _recursive_paths() -> frozenset[str]:
-    """The backbone paths that are named again from inside themselves (`Questionnaire.item`)."""
+def _recursive_paths(resource_type: str) -> frozenset[str]:
+    """The backbone paths of a resource that are named again from inside themselves (`Questionnaire.item`)."""
     found: set[str] = set()
-    for name in definitions.resource_types():
-        waiting = [name]
-        seen: set[str] = set()
-        while waiting:
-            path = waiting.pop()
-            for element in definitions.elements(path):
-                if "." not in element.type:
-                    continue
-                if f"{path}.".startswith(f"{element.type}."):
-                    found.add(element.type)
-                if element.type not in seen:
-                    seen.add(element.type)
-                    waiting.append(element.type)
+    waiting = [resource_type]
+    seen: set[str] = set()
+    while waiting:
+        path = waiting.pop()
+        for element in definitions.elements(path):
+            if "." not in element.type:
+                continue
+            if f"{path}.".startswith(f"{element.type}."):
+                found.add(element.type)
+            if element.type not in seen:
+                seen.add(element.type)
+                waiting.append(element.type)
     return frozenset(found)

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from pipeline.exports.overview import ExportDetails, ExportSummary
 
 
+_SHOWN_PATHS = 3
+
+
 def show_verdicts(source: Source, verdicts: Sequence[Verdict]) -> None:
     """What a check found, with advice below what is bad."""
     give(f"{source.name} ({source.fhir_url})")
@@ -24,8 +27,8 @@ def show_verdicts(source: Source, verdicts: Sequence[Verdict]) -> None:
 
 def show_list(found: Sequence[ExportSummary]) -> None:
     """Export runs, one a line."""
-    headers = ("export", "state", "rows", "age", "next", "reason")
-    give_table(headers, [_row(each) for each in found], ("rows",))
+    headers = ("export", "state", "rows", "quarantined", "age", "next", "reason")
+    give_table(headers, [_row(each) for each in found], ("rows", "quarantined"))
 
 
 def _row(summary: ExportSummary) -> tuple[str, ...]:
@@ -33,6 +36,7 @@ def _row(summary: ExportSummary) -> tuple[str, ...]:
         summary.label,
         summary.state,
         number(summary.rows),
+        number(None if summary.rows is None else summary.quarantined),
         age(summary.age),
         summary.next_step,
         summary.reason,
@@ -54,6 +58,8 @@ def show_details(config: Config, found: ExportDetails) -> None:
         ("files", found.files),
         ("deleted", found.deleted),
         ("server's errors", ", ".join(f"{n} {severity}" for severity, n in found.error_entries.items())),
+        ("quarantined", f"{summary.quarantined:,} lines" if summary.quarantined else None),
+        ("bad lines", ", ".join(found.quarantine[:_SHOWN_PATHS])),
         ("facts", f"{found.folder} in {config.lake}"),
     ]
     for name, value in lines:

@@ -63,7 +63,7 @@ class _Input:
             return
         head = msgspec.json.Decoder(_Head)
         for line in _lines(self.path, self.name, advance):
-            yield line if not line.isspace() and head.decode(line).resourceType == resource_type else b""
+            yield line if not line.isspace() and head.decode(line).resourceType == resource_type else b"\n"
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ def parse(line: bytes | str) -> Any:
 
 
 def rows(files: list[str]) -> list[dict[str, Any]]:
-    """Every row of Parquet files, nulls left out at every depth."""
+    """Every row of Parquet files, nulls and derived columns (`__birthDate_start`) left out at every depth."""
     if not files:
         return []
     found = duckdb.sql(f"select * from read_parquet({files}, hive_partitioning = false)")
@@ -29,7 +29,8 @@ def rows(files: list[str]) -> list[dict[str, Any]]:
 
 def _pruned(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _pruned(each) for name, each in value.items() if each is not None}
+        members = {name: each for name, each in value.items() if each is not None}
+        return {name: _pruned(each) for name, each in members.items() if not name.startswith("__")}
     if isinstance(value, list):
         return [_pruned(each) for each in value]
     return value

@@ -164,8 +164,13 @@ def test_a_wrong_count_and_a_wrong_type_are_reported(
     server.on("GET", "/f", Response(b'{"resourceType":"Device"}\n{"resourceType":"Patient"}\n'))
     got = client.download(file_at(server, count=3), True, tmp_path / "f")
     assert (got.count_matches, got.types_seen) == (False, {"Device": 1, "Patient": 1})
-    with pytest.raises(VerificationFailed, match="1 lines of type Device"):
+    with pytest.raises(VerificationFailed, match="promises 3 lines, 2 arrived"):
         verify(got, file_at(server, count=3))
+    warnings = verify(got, file_at(server, count=3), "warn")
+    assert [("1 lines of type Device" in each, "promises 3" in each) for each in warnings] == [
+        (True, False),
+        (False, True),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -221,7 +226,6 @@ def test_a_transfer_that_keeps_breaking_is_given_up(
         (ZIPPED[:-4], "cut short"),
         (ZIPPED[: len(ZIPPED) // 2], "cut short"),
         (ZIPPED[:-8] + b"\0" * 8, "damaged"),
-        (PATIENTS[:-5], "last line is incomplete"),
     ],
 )
 def test_a_file_that_is_short_on_the_server_fails_verification(
@@ -234,6 +238,48 @@ def test_a_file_that_is_short_on_the_server_fails_verification(
     assert type(raised.value) is VerificationFailed
     assert len(server.seen) == 3
     assert list(tmp_path.iterdir()) == []
+
+
+HALF = PATIENTS[:-5]
+
+
+@pytest.mark.parametrize(
+    ("wire", "count"),
+    [(HALF, None), (HALF, 499), (gzip.compress(HALF, mtime=0), None), (gzip.compress(HALF, mtime=0), 501)],
+)
+def test_half_a_last_line_fails_where_nothing_proves_that_it_was_the_last(
+    server: Server, client: BulkClient, tmp_path: Path, wire: bytes, count: int | None
+) -> None:
+    """Section 6: a proxy ends a chunked body, and gzip too, for a server that died in the middle."""
+    server.on("GET", "/f", in_pieces(wire, 4096))
+    with pytest.raises(VerificationFailed, match="last line is incomplete"):
+        client.download(file_at(server, count=count), True, tmp_path / "f")
+    assert len(server.seen) == 3
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("wire", [HALF, gzip.compress(HALF, mtime=0)])
+@pytest.mark.parametrize("count", [None, 500])
+def test_half_a_last_line_is_a_bad_line_where_the_announced_length_has_arrived(
+    server: Server, client: BulkClient, tmp_path: Path, wire: bytes, count: int | None
+) -> None:
+    """It is what lies on the server: asking again would bring the same."""
+    server.on("GET", "/f", Response(wire))
+    got = client.download(file_at(server, count=count), True, tmp_path / "f")
+    assert (got.lines, got.malformed, got.malformed_lines, got.requests) == (500, 1, (500,), 1)
+    assert len(verify(got, file_at(server, count=count))) == 1
+
+
+def test_half_a_last_line_is_a_bad_line_where_the_count_says_that_no_line_is_missing(
+    server: Server, client: BulkClient, tmp_path: Path
+) -> None:
+    """Only when it came like this again and again."""
+    server.on("GET", "/f", in_pieces(HALF, 4096))
+    got = client.download(file_at(server, count=500), True, tmp_path / "f")
+    assert (got.lines, got.malformed, got.requests) == (500, 1, 3)
+    server.on("GET", "/g", in_pieces(HALF, 4096), in_pieces(PATIENTS, 4096))
+    got = client.download(file_at(server, "/g", count=500), True, tmp_path / "g")
+    assert (got.lines, got.malformed, got.requests) == (500, 0, 2)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import json
 import signal
@@ -589,6 +590,26 @@ def test_a_manifest_can_promise_a_wrong_count(sandbox: SandboxProcess, http: htt
     assert differences == {"Patient": 0, "Encounter": -2}
     sandbox.control(faults=[{"path": "^/bulk/status/", "wrong_count": True}])
     assert poll(http, where).json()["output"][0]["count"] == right[0]["count"] + 1
+
+
+def test_bytes_can_be_put_into_a_file_and_its_entry_can_declare_another_type_or_none(
+    sandbox: SandboxProcess, http: httpx.Client
+) -> None:
+    """Protocol facts 27 and 34."""
+    where = kick(http, _type="Patient")
+    url = poll(http, where).json()["output"][0]["url"]
+    whole = http.get(url, headers={"Accept-Encoding": "identity"}).content
+    odd = [(b"\xff\n", 0), (b"null\r\n", 2), (b'{"half', None)]
+    insert = [{"base64": base64.b64encode(data).decode(), "after": after} for data, after in odd]
+    sandbox.control(faults=[{"path": "^/bulk/files/", "insert": insert}])
+    answer = http.get(url, headers={"Accept-Encoding": "gzip"})
+    lines = whole.splitlines(keepends=True)
+    expected = [b"\xff\n", *lines[:2], b"null\r\n", *lines[2:], b'{"half']
+    assert answer.content == b"".join(expected)
+    assert answer.headers["content-length"] == str(len(answer.content))
+    for retype, declared in (("Nonsense", "Nonsense"), ("", None)):
+        sandbox.control(faults=[{"path": "^/bulk/status/", "retype": retype}])
+        assert poll(http, where).json()["output"][0]["type"] == declared
 
 
 def test_a_malformed_script_is_refused_and_changes_nothing(

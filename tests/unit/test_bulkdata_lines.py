@@ -130,6 +130,9 @@ def test_line_numbers_are_those_of_an_editor() -> None:
         (b"\n\n<?xml version='1.0'?><Bundle/>", "XML"),
         (b'[{"resourceType":"Patient"}]', "array"),
         (b"Not found", "not JSON"),
+        (b"null\n7\n", "without any object"),
+        (b'[\n{"resource":{"resourceType":"Patient"}},\n{"id":"1"}\n]\n', "array"),
+        (b'{"resourceType":"Bundle","entry":[\n{"resource":{"resourceType":"Patient"}}\n]}\n', "first line"),
         (b"PK\x03\x04" + b"x" * 200, "not JSON"),
         (b'{\n  "resourceType": "Bundle"\n}\n', "first line"),
         (b'{"resourceType":"Patient",', "first line"),
@@ -139,6 +142,37 @@ def test_what_is_no_ndjson_is_refused_at_its_first_bytes(content: bytes, hint: s
     """Protocol fact 34: an HTML login page (seen); section 6: an HTML page stored as data."""
     with pytest.raises(VerificationFailed, match=hint):
         inspect(*[content[i : i + 7] for i in range(0, len(content), 7)])
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        b"null",
+        b"[]",
+        b'[{"resourceType":"Patient"}]',
+        b'{"resourceType":"Patient"}{"resourceType":"Patient"}',
+        b'{"resourceType":"Patient","x":"\xff"}',
+        b'{"resourceType":"Pati',
+        b'tient","id":"1"}',
+        b"[" * 5000,
+        b"x" * 100,
+    ],
+)
+def test_a_bad_first_line_is_a_bad_line_when_resources_follow(first: bytes) -> None:
+    good = b'{"resourceType":"Patient"}\n'
+    data = first + b"\n" + good * 3
+    for size in (1, 7, 1 << 20):
+        seen = inspect(*[data[i : i + size] for i in range(0, len(data), size)])
+        assert (seen.lines, seen.malformed, seen.malformed_lines) == (4, 1, [1])
+        assert seen.types_seen == {"Patient": 3}
+
+
+def test_a_long_document_is_given_up_before_its_end() -> None:
+    inspector = LineInspector()
+    inspector.feed(b"{\n")
+    with pytest.raises(VerificationFailed, match="first line"):
+        for _ in range(20):
+            inspector.feed(b'  "name": {"family": "x"},\n' * 1000)
 
 
 def test_a_page_without_line_ends_is_refused_before_it_is_all_there() -> None:
@@ -207,18 +241,30 @@ def test_a_wrong_count_fails_or_warns_as_configured(count: int, found: int) -> N
     assert len(verify(got, file, on_count_mismatch="warn")) == 1
 
 
-def test_another_type_than_declared_is_refused() -> None:
+def test_another_type_than_declared_is_told_and_costs_nothing() -> None:
     """Protocol fact 34: a file declared as one type may hold another (seen)."""
     got = downloaded(3, {"Patient": 1, "Device": 2})
-    with pytest.raises(VerificationFailed, match="2 lines of type Device"):
-        verify(got, ManifestFile("output", 0, "Patient", "https://s/1"))
-    assert verify(got, ManifestFile("output", 0, None, "https://s/1")) == []
+    (warning,) = verify(got, ManifestFile("output", 0, "Patient", "https://s/1"))
+    assert warning == "output[0] (Patient) holds 2 lines of type Device"
+    (warning,) = verify(got, ManifestFile("output", 0, None, "https://s/1"))
+    assert warning == "output[0] holds 2 lines of type Device, 1 lines of type Patient"
     assert len(verify(got, ManifestFile("error", 0, "OperationOutcome", "https://s/1"))) == 1
+    with pytest.raises(VerificationFailed, match="2 lines of type Device"):
+        verify(got, ManifestFile("deleted", 0, "Bundle", "https://s/1"))
 
 
-def test_bad_lines_fail_unless_somebody_keeps_them_aside() -> None:
+def test_bad_lines_are_told_by_number_and_only_cost_a_file_that_must_be_understood_whole() -> None:
+    """Facts/tables.md rule 9; a deletion or an error of the server that is passed over would be lost."""
     got = downloaded(3, {"Patient": 2}, (2,))
-    file = ManifestFile("output", 0, "Patient", "https://s/1", 3)
-    with pytest.raises(VerificationFailed, match=r"1 of 3 lines.*line 2"):
-        verify(got, file)
-    assert len(verify(got, file, on_malformed="warn")) == 1
+    (warning,) = verify(got, ManifestFile("output", 0, "Patient", "https://s/1", 3))
+    assert warning == "output[0] (Patient): 1 of 3 lines are no JSON object (line 2)"
+    for kind in ("deleted", "error"):
+        with pytest.raises(VerificationFailed, match=r"1 of 3 lines.*line 2"):
+            verify(got, ManifestFile(kind, 0, "Patient", "https://s/1", 3))  # type: ignore[arg-type]
+
+
+def test_a_bad_line_is_a_line_for_the_count() -> None:
+    """Protocol fact 33."""
+    got = downloaded(3, {"Patient": 2}, (2,))
+    with pytest.raises(VerificationFailed, match="promises 2 lines, 3 arrived"):
+        verify(got, ManifestFile("output", 0, "Patient", "https://s/1", 2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -64,7 +65,41 @@ def test_the_smallest_configuration_gets_safe_defaults(tmp_path: Path) -> None:
     assert (source.auth.kind, source.auth.algorithm, source.auth.scope) == ("smart", "RS384", "system/*.rs")
 
 
+@pytest.mark.parametrize(
+    ("written", "lines", "allowed"),
+    [
+        (None, 9_999, 10),
+        (None, 20_000, 20),
+        (0, 1_000_000, 0),
+        (25, 1_000_000, 25),
+        ({"lines": 3}, 100, 3),
+        ({"lines": 3}, 4_000, 4),
+        ({"share": 0.29}, 100, 29),
+        ({"lines": 0, "share": 0}, 100, 0),
+        ({"lines": 0, "share": 1}, 100, 100),
+    ],
+)
+def test_bad_lines_are_allowed_by_number_and_share_whichever_is_more(
+    tmp_path: Path, written: Any, lines: int, allowed: int
+) -> None:
+    data = whole() if written is None else changed("sources.0.max_quarantined", written)
+    assert load(tmp_path, data).source(None).max_quarantined.limit(lines) == allowed
+
+
+def test_lanes_are_the_cores_that_this_process_may_use_at_most_four(tmp_path: Path) -> None:
+    assert load(tmp_path, whole()).conversion.lanes == min(4, len(os.sched_getaffinity(0)))
+    assert load(tmp_path, changed("conversion.lanes", 7)).conversion.lanes == 7
+
+
 MISTAKES = [
+    ("conversion.lanes", 0, "conversion.lanes: "),
+    ("conversion", {"lane": 2}, "conversion.lane: there is no such key"),
+    ("sources.0.max_quarantined", -1, "sources[hosp_a].max_quarantined.lines: "),
+    ("sources.0.max_quarantined", True, "sources[hosp_a].max_quarantined: must be a number of lines"),
+    ("sources.0.max_quarantined", "1%", "sources[hosp_a].max_quarantined: must be a number of lines"),
+    ("sources.0.max_quarantined", 0.001, "sources[hosp_a].max_quarantined: must be a number of lines"),
+    ("sources.0.max_quarantined", {"share": 2}, "sources[hosp_a].max_quarantined.share: "),
+    ("sources.0.max_quarantined", {"rows": 2}, "sources[hosp_a].max_quarantined.rows: there is no such key"),
     ("lake", "s3://bucket/x", "lake: must be a folder"),
     ("sourcs", [], "sourcs: there is no such key"),
     ("sources.0.fhirurl", "x", "sources[hosp_a].fhirurl: there is no such key"),

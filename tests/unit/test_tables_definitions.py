@@ -18,7 +18,7 @@ import pytest
 from pipeline.errors import ConfigError
 from pipeline.tables import definitions
 from pipeline.tables.definitions import elements, is_resource_type, table_name, type_of_table
-from pipeline.tables.shape import MAX_RECURSION, Structure, members
+from pipeline.tables.shape import MAX_EXTENSIONS, MAX_RECURSION, Structure, members
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -140,6 +140,107 @@ def test_a_reference_inside_a_reference_is_text() -> None:
     assert identifier is not None
     assert members(identifier)["assigner"].kind == "json"
     assert members(Structure("Identifier"))["assigner"].kind == "struct"
+
+
+def inside(place: Structure, *names: str) -> Structure:
+    for name in names:
+        inner = members(place)[name].structure
+        assert inner is not None, name
+        place = inner
+    return place
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        ("extension",),
+        ("modifierExtension",),
+        ("name", "extension"),
+        ("contact", "name", "_given", "extension"),
+        ("_birthDate", "extension"),
+        ("contact", "modifierExtension"),
+    ],
+)
+def test_extensions_are_cut_at_two_levels_wherever_they_begin(way: tuple[str, ...]) -> None:
+    """tables.md rule 6: below the second level, also below a value or a primitive of it, is text."""
+    assert MAX_EXTENSIONS == 2
+    first = inside(Structure("Patient"), *way)
+    kinds = [
+        members(inside(first, *inner))["extension"].kind
+        for inner in [
+            (),
+            ("extension",),
+            ("valueHumanName",),
+            ("_url",),
+            ("valueHumanName", "_given"),
+            ("valueHumanName", "extension"),
+            ("valueReference", "identifier", "extension"),
+            ("extension", "valueHumanName"),
+            ("extension", "_valueString"),
+        ]
+    ]
+    assert kinds == ["struct", "json", *["struct"] * 3, *["json"] * 4]
+    assert members(first)["extension"].many
+    assert not members(inside(first, "extension"))["extension"].many
+
+
+def test_a_primitive_carries_an_id_and_extensions_beside_it_and_nothing_more() -> None:
+    """tables.md rule 6; aligned with a repeated primitive, so a list where that is one."""
+    name = members(inside(Structure("Patient"), "name"))
+    assert (name["_given"].kind, name["_given"].many) == ("struct", True)
+    assert (name["_family"].kind, name["_family"].many) == ("struct", False)
+    assert list(members(inside(Structure("Patient"), "name", "_family"))) == ["id", "extension"]
+    for resource_type in ("Patient", "Questionnaire", "Bundle"):
+        for found in elements(resource_type):
+            has = f"_{found.name}" in members(Structure(resource_type))
+            assert has == (found.type in definitions.primitive_types())
+    assert list(name)[: list(name).index("text") + 2][-4:] == ["use", "_use", "text", "_text"]
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [("Patient", "contained"), ("Bundle.entry", "resource"), ("Parameters.parameter", "resource")],
+)
+def test_a_resource_inside_a_resource_is_one_text(path: str, name: str) -> None:
+    """tables.md rule 6."""
+    member = members(Structure(path))[name]
+    assert (member.kind, member.many, member.structure) == ("json", False, None)
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "derived"),
+    [
+        ("Quantity", "value", ("__value_numeric",)),
+        ("Patient", "birthDate", ("__birthDate_start", "__birthDate_end")),
+        ("Period", "start", ("__start_start", "__start_end")),
+        ("Meta", "lastUpdated", ("__lastUpdated_start", "__lastUpdated_end")),
+        ("Timing", "event", ("__event_start", "__event_end")),
+        ("Observation", "valueTime", ()),
+        ("Patient", "multipleBirthInteger", ()),
+        ("Patient", "id", ()),
+        ("Patient", "name", ()),
+    ],
+)
+def test_decimals_and_dates_have_columns_computed_from_them(
+    path: str, name: str, derived: tuple[str, ...]
+) -> None:
+    """tables.md rule 5."""
+    assert members(Structure(path))[name].derived == derived
+
+
+def test_every_structure_begins_with_a_text_that_can_stand_for_it() -> None:
+    """A structure seen without members has its first one: it must be a text, and nothing computed from it."""
+    waiting = [Structure(name) for name in definitions.RESOURCE_TYPES]
+    seen = {place.type for place in waiting}
+    while waiting:
+        place = waiting.pop()
+        first = next(iter(members(place).values()))
+        assert (first.kind, first.many, first.derived) == ("text", False, ())
+        for member in members(place).values():
+            if member.structure is not None and member.structure.type not in seen:
+                seen.add(member.structure.type)
+                waiting.append(member.structure)
+    assert len(seen) > 600
 
 
 def distiller() -> ModuleType:

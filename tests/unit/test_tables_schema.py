@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -103,25 +104,69 @@ def test_floor_is_plain_ordered_and_within_the_definitions(resource_type: str) -
     assert "export_id" not in floor.names
     assert plain(floor).equals(floor, check_metadata=True)
     assert len(floor.names) == len(set(floor.names))
-    expected = {
-        element.name
+    assert set(LEAVES.values()) >= {kind for field in floor for kind in leaf_types(field.type)} - {pa.int64()}
+    names = [
+        column
         for element in definitions.elements(resource_type)
         if element.type not in ("Extension", "Resource")
-    }
-    assert set(floor.names) - {"resourceType", *LINEAGE_COLUMNS} == expected
+        for column in columns_of(element)
+    ]
+    assert floor.names[:-3] == ["resourceType", *names]
+    check_members(list(floor)[1:-3], resource_type)
 
-    def check(kind: pa.DataType) -> None:
-        if pa.types.is_list(kind):
-            check(kind.value_type)
-        elif pa.types.is_struct(kind):
-            assert kind.num_fields
-            for field in kind.fields:
-                check(field.type)
+
+LEAVES: dict[str, pa.DataType] = {
+    "boolean": pa.bool_(),
+    "integer": pa.int32(),
+    "positiveInt": pa.int32(),
+    "unsignedInt": pa.int32(),
+    "_numeric": pa.float64(),
+    "_start": pa.timestamp("us", "UTC"),
+    "_end": pa.timestamp("us", "UTC"),
+    "string": pa.string(),
+}
+DERIVED = {
+    "decimal": ["_numeric"],
+    "date": ["_start", "_end"],
+    "dateTime": ["_start", "_end"],
+    "instant": ["_start", "_end"],
+}
+
+
+def columns_of(element: definitions.Element) -> list[str]:
+    """An element's column, and those computed from it, behind it (tables.md rule 5)."""
+    return [element.name, *(f"__{element.name}{ending}" for ending in DERIVED.get(element.type, []))]
+
+
+def leaf_types(kind: pa.DataType) -> Iterator[pa.DataType]:
+    if pa.types.is_list(kind):
+        yield from leaf_types(kind.value_type)
+    elif pa.types.is_struct(kind):
+        for field in kind.fields:
+            yield from leaf_types(field.type)
+    else:
+        yield kind
+
+
+def check_members(fields: list[pa.Field], path: str) -> None:
+    """Order, types and derived columns, by the definitions alone."""
+    assert fields
+    names = [field.name for field in fields]
+    elements = [element for element in definitions.elements(path) if element.name in names]
+    assert names == [column for element in elements for column in columns_of(element)]
+    types = {field.name: field.type for field in fields}
+    for element in elements:
+        for ending in DERIVED.get(element.type, []):
+            kind = LEAVES[ending]
+            expected = pa.list_(pa.field("element", kind)) if element.many else kind
+            assert types[f"__{element.name}{ending}"].equals(expected, check_metadata=True)
+        kind = types[element.name]
+        if element.many and not pa.types.is_string(kind):
+            kind = kind.value_type
+        if pa.types.is_struct(kind):
+            check_members(list(kind.fields), element.type)
         else:
-            assert kind in (pa.string(), pa.bool_(), pa.int32(), pa.int64())
-
-    for field in floor:
-        check(field.type)
+            assert kind == LEAVES.get(element.type, pa.string())
 
 
 def type_at(schema: pa.Schema, path: str) -> pa.DataType:
@@ -138,6 +183,12 @@ def type_at(schema: pa.Schema, path: str) -> pa.DataType:
     ("path", "expected"),
     [
         ("valueQuantity.value", pa.string()),
+        ("valueQuantity.__value_numeric", pa.float64()),
+        ("component.valueQuantity.__value_numeric", pa.float64()),
+        ("valueSampledData.__period_numeric", pa.float64()),
+        ("__issued_start", pa.timestamp("us", "UTC")),
+        ("effectivePeriod.__end_end", pa.timestamp("us", "UTC")),
+        ("meta.__lastUpdated_start", pa.timestamp("us", "UTC")),
         ("effectiveDateTime", pa.string()),
         ("valueInteger", pa.int32()),
         ("valueBoolean", pa.bool_()),
@@ -151,7 +202,7 @@ def type_at(schema: pa.Schema, path: str) -> pa.DataType:
     ],
 )
 def test_floor_types_follow_the_rules(path: str, expected: pa.DataType) -> None:
-    """tables.md rules 2 and 4: decimals and dates are text, integers int32."""
+    """tables.md rules 2, 4 and 5: decimals and dates are text with numbers and instants beside them."""
     assert type_at(floor_schema("Observation"), path) == expected
 
 
@@ -185,8 +236,86 @@ def test_a_damaged_schema_text_is_named(text: str) -> None:
 
 def test_a_structure_seen_without_members_gets_one() -> None:
     """tables.md 4: an empty struct breaks the Parquet writer."""
-    seen: dict[str, Any] = {"valueQuantity": {}}
-    assert typed_schema(seen, "Observation").field("valueQuantity").type == pa.struct([("id", pa.string())])
+    seen: dict[str, Any] = {"valueQuantity": {}, "component": {}, "_status": {}, "extension": {}}
+    schema = typed_schema(seen, "Observation")
+    for name in seen:
+        kind = schema.field(name).type
+        assert (kind.value_type if pa.types.is_list(kind) else kind) == pa.struct([("id", pa.string())])
+
+
+DEEPER = {"url": None, "extension": {"url": None, "valueDecimal": None, "extension": {"url": None}}}
+
+
+def test_extensions_are_typed_where_they_are_seen_two_levels_deep() -> None:
+    """tables.md rule 6; what lies deeper is one text."""
+    seen: Tree = {"extension": DEEPER, "modifierExtension": DEEPER, "contained": {"id": None}}
+    schema = typed_schema(seen, "Patient")
+    inner = pa.struct(
+        [
+            pa.field("extension", pa.string()),
+            pa.field("url", pa.string()),
+            pa.field("valueDecimal", pa.string()),
+            pa.field("__valueDecimal_numeric", pa.float64()),
+        ]
+    )
+    outer = pa.struct([("extension", pa.list_(pa.field("element", inner))), ("url", pa.string())])
+    assert schema.field("extension").type == pa.list_(pa.field("element", outer))
+    assert schema.field("modifierExtension").type == pa.list_(pa.field("element", outer))
+    assert schema.field("contained").type == pa.string()
+
+
+def test_primitive_extensions_stand_behind_their_element_and_what_is_derived_from_it() -> None:
+    """tables.md rules 5 and 6: `_birthDate`, and a list of them for a repeated element."""
+    beside: Tree = {"id": None, "extension": {"url": None}}
+    seen: Tree = {
+        "_birthDate": beside,
+        "birthDate": None,
+        "name": {"_given": beside, "given": None},
+        "gender": None,
+    }
+    schema = typed_schema(seen, "Patient")
+    one = pa.struct(
+        [
+            pa.field("id", pa.string()),
+            pa.field("extension", pa.list_(pa.field("element", pa.struct([("url", pa.string())])))),
+        ]
+    )
+    names = [
+        *("name", "gender", "birthDate", "__birthDate_start", "__birthDate_end", "_birthDate"),
+        *LINEAGE_COLUMNS,
+    ]
+    assert schema.names == names
+    assert schema.field("_birthDate").type == one
+    given = pa.struct(
+        [
+            pa.field("given", pa.list_(pa.field("element", pa.string()))),
+            pa.field("_given", pa.list_(pa.field("element", one))),
+        ]
+    )
+    assert schema.field("name").type == pa.list_(pa.field("element", given))
+
+
+def test_a_repeated_date_has_lists_of_instants() -> None:
+    schema = typed_schema({"occurrenceTiming": {"event": None}}, "ServiceRequest")
+    instants = pa.list_(pa.field("element", pa.timestamp("us", "UTC")))
+    assert schema.field("occurrenceTiming").type == pa.struct(
+        [
+            pa.field("event", pa.list_(pa.field("element", pa.string()))),
+            pa.field("__event_start", instants),
+            pa.field("__event_end", instants),
+        ]
+    )
+
+
+def test_union_puts_derived_columns_where_their_element_is() -> None:
+    """Whichever table knew what first."""
+    old = typed_schema({"gender": None, "_unmapped": None}, "Patient")
+    new = typed_schema({"birthDate": None, "_birthDate": {}, "active": None}, "Patient")
+    both = [
+        *("active", "gender", "birthDate", "__birthDate_start", "__birthDate_end", "_birthDate", "_unmapped")
+    ]
+    assert union(old, new, "Patient").names == [*both, *LINEAGE_COLUMNS]
+    assert union(new, old, "Patient").names == [*both, *LINEAGE_COLUMNS]
 
 
 def test_describe_speaks_fhir() -> None:
@@ -195,5 +324,13 @@ def test_describe_speaks_fhir() -> None:
     }
     assert rows["category"] == ("list<CodeableConcept>", "Classification of type of observation")
     assert rows["component"][0] == "list<BackboneElement>"
+    assert rows["issued"][0] == "instant"
+    assert rows["__issued_start"] == ("timestamp[us, tz=UTC]", "Earliest instant that issued can mean")
+    assert rows["__issued_end"] == ("timestamp[us, tz=UTC]", "Latest instant that issued can mean")
+    money = describe(typed_schema({"factorOverride": None}, "ChargeItem"), "ChargeItem")
+    assert [row[:3] for row in money[:2]] == [
+        ("factorOverride", "decimal", "Factor overriding the associated rules"),
+        ("__factorOverride_numeric", "double", "factorOverride as a number, rounded to a double"),
+    ]
     assert rows["_source_line"] == ("int64", "The line of that file, counted from 1")
     assert describe(pa.schema([("a", pa.list_(pa.string()))]))[0][1] == "list<string>"

@@ -1,0 +1,1 @@
+"""What conversion costs, measured against what else people use. Not part of the package that is installed."""

@@ -1,0 +1,180 @@
+"""Thrift's compact protocol, as far as a Parquet footer needs it.
+
+Lazily: what lies inside a structure or a list stays the bytes that it is written as until somebody asks. A
+structure is a dict {field id: (wire type, value)}; values are ints, bytes, bool or float, and the encoded
+bytes of inner lists and structures. Source: thrift-compact-protocol.md of Apache Thrift.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, Final
+
+from pipeline.errors import LakeError
+
+TRUE: Final = 1
+FALSE: Final = 2
+BYTE: Final = 3
+I16: Final = 4
+I32: Final = 5
+I64: Final = 6
+DOUBLE: Final = 7
+BINARY: Final = 8
+LIST: Final = 9
+STRUCT: Final = 12
+
+Fields = dict[int, tuple[int, Any]]
+
+
+def decode(data: bytes) -> Fields:
+    """The structure that `data` begins with. Raises LakeError when it is none."""
+    reader = _Reader(data)
+    fields: Fields = {}
+    number = 0
+    try:
+        while (head := reader.byte()) != 0:
+            kind = head & 15
+            number = number + (head >> 4) if head >> 4 else _unzigzag(reader.varint())
+            fields[number] = (TRUE, kind == TRUE) if kind in (TRUE, FALSE) else (kind, reader.value(kind))
+    except (IndexError, struct.error):
+        raise _damaged() from None
+    return fields
+
+
+def items(data: bytes) -> list[Any]:
+    """The items of an encoded list. Raises LakeError when it is none."""
+    reader = _Reader(data)
+    try:
+        kind, size = reader.list_head()
+        return [reader.value(kind) for _ in range(size)]
+    except (IndexError, struct.error):
+        raise _damaged() from None
+
+
+def encode(fields: Fields) -> bytes:
+    """The way back from `decode`."""
+    out = bytearray()
+    before = 0
+    for number, (kind, value) in sorted(fields.items()):
+        wire = (TRUE if value else FALSE) if kind == TRUE else kind
+        if 0 < number - before < 16:
+            out.append((number - before) << 4 | wire)
+        else:
+            out.append(wire)
+            write_varint(out, number << 1)
+        before = number
+        if kind != TRUE:
+            _write(out, kind, value)
+    out.append(0)
+    return bytes(out)
+
+
+def list_of(kind: int, values: list[Any]) -> bytes:
+    """The way back from `items`."""
+    out = bytearray([(min(len(values), 15) << 4) | kind])
+    if len(values) >= 15:
+        write_varint(out, len(values))
+    for value in values:
+        _write(out, kind, value)
+    return bytes(out)
+
+
+def write_varint(out: bytearray, value: int) -> None:
+    """Appends an unsigned variable-length integer."""
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    out.append(value)
+
+
+def _damaged() -> LakeError:
+    return LakeError("A Parquet footer is damaged", "Convert the export again from its raw files")
+
+
+class _Reader:
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._at = 0
+
+    def value(self, kind: int) -> Any:
+        if kind in (I16, I32, I64):
+            return _unzigzag(self.varint())
+        if kind == BINARY:
+            return self._bytes(self.varint())
+        if kind == DOUBLE:
+            return struct.unpack("<d", self._bytes(8))[0]
+        if kind in (TRUE, FALSE, BYTE):
+            return self.byte()
+        begin = self._at
+        self._skip(kind)
+        return self._data[begin : self._at]
+
+    def list_head(self) -> tuple[int, int]:
+        head = self.byte()
+        size = head >> 4
+        return head & 15, self.varint() if size == 15 else size
+
+    def byte(self) -> int:
+        value = self._data[self._at]
+        self._at += 1
+        return value
+
+    def varint(self) -> int:
+        value = shift = 0
+        while True:
+            byte = self._data[self._at]
+            self._at += 1
+            value |= (byte & 127) << shift
+            if byte < 128:
+                return value
+            shift += 7
+
+    def _skip(self, kind: int) -> None:
+        if kind == STRUCT:
+            while (head := self.byte()) != 0:
+                if head >> 4 == 0:
+                    self.varint()
+                if head & 15 not in (TRUE, FALSE):
+                    self._skip(head & 15)
+        elif kind == LIST:
+            inner, size = self.list_head()
+            for _ in range(size):
+                self._skip(inner)
+        elif kind in (I16, I32, I64):
+            while self._data[self._at] >= 128:
+                self._at += 1
+            self._at += 1
+        elif kind == BINARY:
+            size = self.varint()
+            self._at += size
+        elif kind == DOUBLE:
+            self._at += 8
+        elif kind in (TRUE, FALSE, BYTE):
+            self._at += 1
+        else:
+            raise _damaged()
+
+    def _bytes(self, size: int) -> bytes:
+        value = self._data[self._at : self._at + size]
+        self._at += size
+        if len(value) < size:
+            raise _damaged()
+        return value
+
+
+def _unzigzag(value: int) -> int:
+    return (value >> 1) ^ -(value & 1)
+
+
+def _write(out: bytearray, kind: int, value: Any) -> None:
+    if kind in (I16, I32, I64):
+        write_varint(out, value << 1 if value >= 0 else (-value << 1) - 1)
+    elif kind == BINARY:
+        write_varint(out, len(value))
+        out += value
+    elif kind in (STRUCT, LIST):
+        out += value
+    elif kind == DOUBLE:
+        out += struct.pack("<d", value)
+    else:
+        out.append(value)
