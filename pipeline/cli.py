@@ -344,6 +344,11 @@ def convert(
         ("table", "rows"), [(name, number(rows)) for name, rows in converted.tables.items()], ("rows",)
     )
     say(f"{out} has a new partition, export_id={converted.export_id}")
+    if converted.quarantined:
+        say(
+            f"{converted.quarantined} bad lines became no row; the files in {out / converted.quarantine} "
+            "name file, line and reason"
+        )
 
 
 @app.command("to-ndjson")

@@ -188,6 +188,8 @@ class Source(_Strict):
     """Bad lines of a table beyond which the export is held."""
     shards: dict[str, Annotated[int, Field(ge=1, le=64)]] = {}
     """Staging steps per resource type, for types with many files; 1 where not named."""
+    flat: bool | tuple[str, ...] = True
+    """Which resource types get flat tables: all, none, or those named."""
 
     @field_validator("name")
     @classmethod
@@ -211,6 +213,22 @@ class Source(_Strict):
         if parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
             raise ValueError("must be https; plain http is for this machine only")
         return value.rstrip("/")
+
+    @field_validator("flat", mode="before")
+    @classmethod
+    def _flat_types(cls, value: Any) -> bool | tuple[str, ...]:
+        if isinstance(value, bool):
+            return value
+        if not isinstance(value, list | tuple) or not value or not all(isinstance(t, str) for t in value):
+            raise ValueError(
+                "must be true, false, or a list of resource types such as [Patient, Observation]"
+            )
+        from pipeline.tables.definitions import is_resource_type
+
+        unknown = [each for each in value if not is_resource_type(each)]
+        if unknown:
+            raise ValueError(f"{', '.join(unknown)}: not a resource type of FHIR R4, such as Observation")
+        return tuple(dict.fromkeys(value))
 
     @field_validator("schedule")
     @classmethod

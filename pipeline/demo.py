@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 PATIENTS = 100
 _NIGHT_SECONDS = 170.0
+_FLAT_SECONDS = 120.0
 _CODE = ("-m", "pipeline.definitions")
 
 Say = Callable[[str], None]
@@ -60,6 +61,7 @@ def run_demo(say: Say, config_path: Path | None = None) -> None:
         finally:
             demo.schedule("stop")
         demo.follow(export_id)
+        demo.follow_flat_tables(export_id)
         receipt = demo.session.ledger.read(export_id).receipt
         assert receipt is not None  # noqa: S101 - for the type checker: follow() has waited for it
         demo.show(export_id, receipt)
@@ -216,6 +218,20 @@ class _Demo:
                 raise ExportError(f"the export is {state}: {reason}", f"See {self.logs}")
             time.sleep(0.3)
         raise StillRunning("the night takes too long", f"See {self.logs / 'daemon.log'}")
+
+    def follow_flat_tables(self, export_id: str) -> None:
+        """Waits for the flat tables, which the same run makes after the receipt: the daemon ends with us."""
+        from pipeline.exports.flattening import published, standing, wanted_names
+
+        wanted = wanted_names(self.source, published(self.session, export_id))
+        deadline = time.monotonic() + _FLAT_SECONDS
+        while None in (flat := standing(self.session, export_id, wanted)).values():
+            if time.monotonic() > deadline:
+                missing = ", ".join(name for name, rows in flat.items() if rows is None)
+                self.say(f"flat tables are missing: {missing}; see {self.logs / 'daemon.log'}")
+                return
+            time.sleep(1)
+        self.say(f"{len(flat)} flat tables are made from them")
 
     def show(self, export_id: str, receipt: Receipt) -> None:
         """The tables with their rows, where one row came from, and how to go on."""

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pipeline.config import Config, Source
 from pipeline.errors import ConfigError
 from pipeline.exports.facts import TableCounts
+from pipeline.exports.flattening import standing, wanted_names
 from pipeline.exports.identity import require_export_id
 from pipeline.exports.ledger import Facts, Ledger
 from pipeline.exports.owner import Owner, this_process
@@ -102,6 +103,8 @@ class ExportDetails:
     error_entries: Mapping[str, int]
     quarantine: tuple[str, ...]
     """The files that name the bad lines, from the lake's root."""
+    flat: Mapping[str, int | None]
+    """Rows by flat table, of those that the configuration wants; None where it is missing or stale."""
     history: tuple[Event, ...]
     folder: str
     """Where its facts lie, from the lake's root."""
@@ -119,6 +122,7 @@ class ExportDetails:
             "deleted": self.deleted,
             "error_entries": dict(self.error_entries),
             "quarantine": list(self.quarantine),
+            "flat_tables": dict(sorted(self.flat.items())),
             "history": [{"at": event.at.isoformat(), "what": event.what} for event in self.history],
             "folder": self.folder,
         }
@@ -174,6 +178,7 @@ def details(session: Session, export_id: str) -> ExportDetails:
         deleted=receipt.deleted if receipt else None,
         error_entries=receipt.error_entries if receipt else {},
         quarantine=receipt.quarantine if receipt else (),
+        flat=standing(session, export_id, wanted_names(session.source, receipt.tables)) if receipt else {},
         history=history(facts),
         folder=session.ledger.folder(export_id),
     )

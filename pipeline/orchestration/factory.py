@@ -5,8 +5,11 @@ from __future__ import annotations
 import dagster as dg
 
 from pipeline.config import Config, Source
+from pipeline.orchestration.flat_assets import build_flat_assets
+from pipeline.orchestration.flat_sensor import build_flat_sensor
 from pipeline.orchestration.ingest_assets import build_manifest_asset, build_receipt_asset, build_tables
 from pipeline.orchestration.jobs import build_jobs
+from pipeline.orchestration.names import names_of
 from pipeline.orchestration.request_asset import build_request_asset, group_spec
 from pipeline.orchestration.schedule import build_schedule
 from pipeline.orchestration.sensor import build_sensor
@@ -18,17 +21,22 @@ def build_source(
     """Assets, jobs, schedule and sensor of one source. `executor` runs the ingest; any fits (design)."""
     executor = executor or _executor(config)
     request = build_request_asset(config, source)
-    ingest = [
-        build_manifest_asset(config, source),
-        build_tables(config, source),
-        build_receipt_asset(config, source),
-    ]
-    jobs = build_jobs(config, source, request, ingest, executor)
+    tables = build_tables(config, source)
+    ingest = [build_manifest_asset(config, source), tables, build_receipt_asset(config, source)]
+    flat = build_flat_assets(config, source, tables)
+    jobs = build_jobs(config, source, request, ingest, flat, executor)
     return dg.Definitions(
-        assets=[group_spec(source), request, *ingest],
+        assets=[group_spec(source), request, *ingest, *flat],
         jobs=jobs,
         schedules=[build_schedule(config, source)],
-        sensors=[build_sensor(config, source, jobs)],
+        sensors=[
+            build_sensor(config, source, jobs),
+            *(
+                build_flat_sensor(config, source, job)
+                for job in jobs
+                if job.name == names_of(source).flat_job
+            ),
+        ],
         executor=executor,  # for what is materialized by hand in the UI
     )
 

@@ -1,4 +1,4 @@
-"""The jobs of a source: kick-off, ingest, and giving back what is no longer needed."""
+"""The jobs of a source: kick-off, ingest, flat tables again, and giving back what is no longer needed."""
 
 # No `from __future__ import annotations`: Dagster reads the type of `context` from the function itself.
 
@@ -22,6 +22,7 @@ def build_jobs(
     source: Source,
     request: dg.AssetsDefinition,
     ingest: Sequence[dg.AssetsDefinition],
+    flat: Sequence[dg.AssetsDefinition],
     executor: dg.ExecutorDefinition,
 ) -> list[dg.JobDefinition | UnresolvedAssetJobDefinition]:
     """Kick-off is short by its `max_runtime`; ingest may take as long as the data needs."""
@@ -35,12 +36,22 @@ def build_jobs(
     )
     ingesting = dg.define_asset_job(
         names.ingest_job,
-        selection=list(ingest),
-        description="Reads the manifest, lands and converts the files, publishes the tables.",
+        selection=[*ingest, *flat],
+        description="Reads the manifest, lands and converts the files, publishes the tables; then flat ones.",
         run_tags={**names.tags, **_NO_RETRIES, "dagster/max_runtime": str(_INGEST_SECONDS)},
         executor_def=executor,
     )
-    return [kickoff, ingesting, _tidy_job(config, source)]
+    flattening = [
+        dg.define_asset_job(
+            names.flat_job,
+            selection=[step],
+            description="Makes the flat tables of a published export again, from its tables alone.",
+            run_tags={**names.tags, "dagster/max_runtime": str(_INGEST_SECONDS)},
+            executor_def=executor,
+        )
+        for step in flat
+    ]
+    return [kickoff, ingesting, *flattening, _tidy_job(config, source)]
 
 
 def _tidy_job(config: Config, source: Source) -> dg.JobDefinition:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import dagster as dg
+from dagster._core.execution.stats import StepEventStatus
 from dagster._core.utils import make_new_run_id
 
 from pipeline.config import Config, Source
@@ -36,6 +37,7 @@ from pipeline.exports.state import (
 from pipeline.exports.tidying import tidy
 from pipeline.exports.watch import NotYet, look
 from pipeline.orchestration.factory import build_source
+from pipeline.orchestration.flat_assets import flat_step
 from pipeline.orchestration.names import names_of
 from pipeline.orchestration.runs import announcement, process_tag, reap_dead_runs, session_in_daemon
 
@@ -52,7 +54,8 @@ class RunOutcome:
     quarantined: int
     reason: str
     error: ExportError | None = None
-    """Why it is not further, where something went wrong; its exit code is the command's."""
+    """Why it is not further, where something went wrong; its exit code is the command's. Of a published
+    export: why flat tables are missing."""
 
 
 def open_instance(config: Config) -> dg.DagsterInstance:
@@ -107,6 +110,8 @@ class _Run:
         self.export_id = export_id_at(utc_now(), taken)
         instance.add_dynamic_partitions(partitions, [self.export_id])
         self.error: ExportError | None = None
+        self.flat_error: ExportError | None = None
+        """Why flat tables are missing although the export is published."""
         self.facts_before: Facts | None = None
         self.looks = 0
 
@@ -188,19 +193,27 @@ class _Run:
             self.say(str(self.error))
         finally:
             announcement.reset(listening)
+        failed_flat = self.error is not None and self._failed_in(run_id, flat_step(self.source))
+        self.flat_error = self.error if failed_flat else None
+
+    def _failed_in(self, run_id: str, step: str) -> bool:
+        stats = self.instance.get_run_step_stats(run_id, [step])
+        return any(each.status == StepEventStatus.FAILURE for each in stats)
 
     def _outcome(self) -> RunOutcome:
         facts = self.session.ledger.read(self.export_id)
         step = self.session.next_step(facts)
         state, reason = describe(facts, step, self.session.now())
         counts: dict[str, TableCounts] = facts.receipt.tables if facts.receipt else {}
+        if facts.receipt and self.flat_error:
+            reason = f"{reason}; but flat tables are missing"
         return RunOutcome(
             export_id=self.export_id,
             state=state,
             tables={table: each.rows for table, each in counts.items()},
             quarantined=facts.receipt.quarantined if facts.receipt else 0,
             reason=reason,
-            error=None if facts.receipt else self.error or _closing_error(state, reason),
+            error=self.flat_error if facts.receipt else self.error or _closing_error(state, reason),
         )
 
 

@@ -44,6 +44,10 @@ class Names:
         return f"{self.source}_ingest"
 
     @property
+    def flat_job(self) -> str:
+        return f"{self.source}_flat"
+
+    @property
     def tidy_job(self) -> str:
         return f"{self.source}_tidy"
 
@@ -54,6 +58,10 @@ class Names:
     @property
     def sensor(self) -> str:
         return f"{self.source}_status"
+
+    @property
+    def flat_sensor(self) -> str:
+        return f"{self.source}_flat_status"
 
     @property
     def tags(self) -> dict[str, str]:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from pipeline.errors import VerificationFailed
 from pipeline.tables import codes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+LONGEST_LINE = 512 << 20
+"""Bytes; positions in a block must fit the kernel's 30 bits."""
 BOM = b"\xef\xbb\xbf"
 
 
@@ -37,8 +42,7 @@ class Block:
 
     def origin(self, line: int) -> tuple[str, int]:
         """(source file, physical line number) of a line of this block."""
-        at = max(i for i, segment in enumerate(self.segments) if segment.first <= line)
-        segment = self.segments[at]
+        segment = self.segments[bisect_right(self.segments, line, key=attrgetter("first")) - 1]
         return segment.source_file, segment.number + line - segment.first
 
 
@@ -104,6 +108,11 @@ class BlockCutter:
 
     def _hold(self, taken: NDArray[np.uint8]) -> None:
         end = self._size + len(taken)
+        if end - self._whole > LONGEST_LINE:
+            raise VerificationFailed(
+                f"a line is longer than {LONGEST_LINE >> 20} MB",
+                "That is hardly NDJSON; nothing was converted",
+            )
         if end + codes.PADDING > len(self._data):
             room = self._room if end + codes.PADDING <= self._room else 2 * end + codes.PADDING
             larger = self._spare.pop() if room == self._room and self._spare else np.empty(room, np.uint8)

@@ -123,7 +123,7 @@ class Columns:
             return self._values(item)
         member = _member(item)
         rows = int(self._plan.counts[self._plan.table[item.index, codes.SPACE]])
-        values = pa.nulls(rows, arrow_type(member, {}).value_type)
+        values = pa.nulls(rows, arrow_type(member, self._plan.seen_below(item)).value_type)
         return values, [pa.nulls(rows, derived_type(member).value_type) for _ in member.derived]
 
     def _values(self, node: Node) -> tuple[pa.Array, list[pa.Array]]:
@@ -153,9 +153,12 @@ class Columns:
         rows = self._length(node)
         found = self._members(node)
         if not found:
-            # Parquet has no empty structures: the first member stands in, as in the schema.
-            first = _member(node.children[0])
-            found = [(first.name, pa.nulls(rows, arrow_type(first, None)))]
+            # Parquet has no empty structures: a member seen elsewhere stands in, else the first one.
+            seen = (child for child in node.children if self._plan.seen[child.index])
+            stand_in = next(seen, node.children[0])
+            below = stand_in.children[0] if _member(stand_in).many else stand_in
+            kind = arrow_type(_member(stand_in), self._plan.seen_below(below))
+            found = [(_member(stand_in).name, pa.nulls(rows, kind))]
         kind = pa.struct([pa.field(name, array.type) for name, array in found])
         return pa.Array.from_buffers(
             kind, rows, [self._validity(node)], self._nulls(node), children=[array for _, array in found]

@@ -28,7 +28,9 @@ __all__ = ["Converter", "FileCounts", "Refused"]
 BLOCK_BYTES = 8 * 1024 * 1024
 """NDJSON shredded at a time, by each lane."""
 FLUSH_BYTES = 48 * 1024 * 1024
-"""NDJSON held as Arrow data before it is written as row groups, over all lanes."""
+"""NDJSON held as Arrow data before it is written as row groups: shared among the lanes, ..."""
+LANE_BYTES = 24 * 1024 * 1024
+"""... but each lane may hold this much: small row groups cost readers and writers."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,9 @@ class Converter:
         """By source file; final after `finish`."""
         self._refuse = refuse
         self._out_dir = out_dir
-        self._limits = _Limits(max_part_rows, max_part_bytes, max(1, FLUSH_BYTES // lanes))
+        self._limits = _Limits(
+            max_part_rows, max_part_bytes, min(max(FLUSH_BYTES // lanes, LANE_BYTES), max_part_bytes)
+        )
         floor = schemas.floor_schema(resource_type)
         self._schema = schemas.union(floor, known, resource_type) if known is not None else floor
         self._cutter = BlockCutter(min(BLOCK_BYTES, max_part_bytes))
@@ -88,10 +92,14 @@ class Converter:
     @property
     def schema(self) -> pa.Schema:
         """Floor, known and everything seen in the blocks shredded so far."""
-        found = self._schema
         for lane in self._lanes:
-            found = schemas.union(found, lane.schema, self.resource_type)
-        return found
+            self._schema = self._union(lane.schema)
+        return self._schema
+
+    def _union(self, seen: pa.Schema) -> pa.Schema:
+        if seen is self._schema:
+            return seen
+        return schemas.union(self._schema, seen, self.resource_type)
 
     @property
     def rows(self) -> int:
@@ -116,6 +124,9 @@ class Converter:
         self._take(self._cutter.rest())
         for number in range(len(self._lanes)):
             self._collect(number)
+        self._schema = self.schema
+        for lane in self._lanes:
+            lane.schema = self._schema
         if self._pool is None:
             self._lanes[0].close()
         else:
@@ -146,20 +157,21 @@ class Converter:
             self._turn = (number + 1) % len(self._lanes)
             lane = self._lanes[number]
             if self._pool is None:
-                self._account(lane.take(block), block)
+                self._account(lane, lane.take(block), block)
             else:
                 self._collect(number)
+                # What one lane has seen the others write too: narrower parts would be rewritten in the end.
+                self._schema = lane.schema = self._union(lane.schema)
                 self._flying[number] = (self._pool.submit(lane.take, block), block)
 
     def _collect(self, number: int) -> None:
         if (flying := self._flying.pop(number, None)) is not None:
             future, block = flying
-            self._account(future.result(), block)
+            self._account(self._lanes[number], future.result(), block)
 
-    def _account(self, shredded: Shredded, block: Block) -> None:
-        self._cutter.recycle(block)
+    def _account(self, lane: _Lane, shredded: Shredded, block: Block) -> None:
         bad: dict[str, int] = {}
-        for refused, line in shredded.refused:
+        for refused, line in lane.refused(block, shredded):
             bad[refused.source_file] = bad.get(refused.source_file, 0) + 1
             if self._refuse is None:
                 where = f" at {refused.path}" if refused.path else ""
@@ -174,6 +186,7 @@ class Converter:
             self.files[name] = FileCounts(
                 before.lines + lines, before.rows + lines - refused_here, before.refused + refused_here
             )
+        self._cutter.recycle(block)
 
     # --- one schema for all parts ---
 
@@ -258,6 +271,9 @@ class _Lane:
         if self._pending_bytes >= self._limits.flush_bytes or self._pending_rows >= self._limits.part_rows:
             self._flush()
         return shredded
+
+    def refused(self, block: Block, shredded: Shredded) -> Iterator[tuple[Refused, bytes]]:
+        return self._shredder.refused(block, shredded.bad)
 
     def close(self) -> None:
         self._flush()

@@ -85,10 +85,14 @@ _never = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: None)
 def _kept() -> tuple[str, bytes] | None:
     for folder in _folders():
         try:
-            name, code = (folder / _file_name()).read_bytes().split(b"\n", 1)
+            digest, rest = (folder / _file_name()).read_bytes().split(b"\n", 1)
+            name, code = rest.split(b"\n", 1)
         except (OSError, ValueError):
             continue
-        return name.decode(), code
+        # Damaged machine code would end the process without a word.
+        if digest.decode(errors="replace") == hashlib.sha256(rest).hexdigest():
+            return name.decode(), code
+        _log.warning("the kept kernel in %s is damaged", folder)
     return None
 
 
@@ -97,11 +101,13 @@ def _compiled() -> tuple[str, bytes]:
     from pipeline.tables import kernel
 
     name, code = kernel.compiled()
+    rest = name.encode() + b"\n" + code
+    digest = hashlib.sha256(rest).hexdigest().encode()
     for folder in _folders():
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
-                file.write(name.encode() + b"\n" + code)
+                file.write(digest + b"\n" + rest)
             Path(file.name).chmod(0o644)  # what one user installs, others run
             Path(file.name).replace(folder / _file_name())
         except OSError:

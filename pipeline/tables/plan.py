@@ -137,14 +137,15 @@ class Plan:
 
     def tree(self) -> Tree:
         """What was seen so far, by name."""
-        return self._tree(self.root)
+        return self.seen_below(self.root)
 
-    def _tree(self, node: Node) -> Tree:
+    def seen_below(self, node: Node) -> Tree:
+        """The same below a structure."""
         found: Tree = {}
         for child in node.children:
             if child.member is not None and self.seen[child.index]:
                 inner = child.children[0] if child.member.many else child
-                found[child.member.name] = self._tree(inner) if inner.structure is not None else None
+                found[child.member.name] = self.seen_below(inner) if inner.structure is not None else None
         return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -38,11 +39,35 @@ class Refused:
 
 
 @dataclass(frozen=True)
+class BadLines:
+    """Bad lines as the kernel tells of them: a block may hold millions, so they stay numbers."""
+
+    heads: NDArray[np.int64]
+    """A row each: line, start, end, code, position, found, depth."""
+    frames: NDArray[np.int64]
+    """Behind each other, `depth` pairs for each line: the way to the mistake."""
+
+    @classmethod
+    def of(cls, bads: NDArray[np.int64]) -> BadLines:
+        """A copy, without what is empty."""
+        frames = [row[8 : 8 + 2 * int(row[6])] for row in bads]
+        return cls(bads[:, :7].copy(), np.concatenate([np.empty(0, np.int64), *frames]))
+
+    @classmethod
+    def together(cls, found: Sequence[BadLines]) -> BadLines:
+        if len(found) == 1:
+            return found[0]
+        return cls(
+            np.concatenate([each.heads for each in found]), np.concatenate([each.frames for each in found])
+        )
+
+
+@dataclass(frozen=True)
 class Shredded:
     """What a block gave. `table` has the columns that occur, typed, and the lineage columns."""
 
     table: pa.Table
-    refused: tuple[tuple[Refused, bytes], ...]
+    bad: BadLines
     lines: dict[str, int]
     """Lines that are not blank, by source file; files without one are left out."""
     source_bytes: int
@@ -85,7 +110,7 @@ class Shredder:
         """The rows of a block and its bad lines; each line is in one of them."""
         import pyarrow as pa
 
-        state, bads = self._run(block)
+        state, bad = self._run(block)
         rows = int(state[codes.ROWS])
         columns = Columns(self.plan, block.data, self._tape, int(state[codes.TAPE]))
         named = columns.fields()
@@ -96,14 +121,22 @@ class Shredder:
         row_lines = self._lines[:rows]
         named += self._lineage(block, row_lines)
         table = pa.Table.from_arrays([array for _, array in named], names=[name for name, _ in named])
-        refused = tuple(self._refused(block, bad) for bad in bads)
-        return Shredded(table, refused, self._line_counts(block, row_lines, bads), block.size)
+        return Shredded(table, bad, self._line_counts(block, row_lines, bad), block.size)
 
-    def _run(self, block: Block) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def refused(self, block: Block, bad: BadLines) -> Iterator[tuple[Refused, bytes]]:
+        """The bad lines of a block, one by one: what they are is worked out only here."""
+        at = 0
+        for head in bad.heads:
+            size = 2 * int(head[6])
+            yield self._refused(block, head, bad.frames[at : at + size])
+            at += size
+
+    def _run(self, block: Block) -> tuple[NDArray[np.int64], BadLines]:
         self._make_room(block.size)
         state = np.zeros(codes.STATES, np.int64)
         state[codes.STAMP] = self._stamp
-        bads = np.empty((256, codes.BAD_COLUMNS), np.int64)
+        bads = np.empty((1024, codes.BAD_COLUMNS), np.int64)
+        found: list[BadLines] = []
         plan = self.plan
         plan.counts[:] = 0
         while True:
@@ -133,11 +166,13 @@ class Shredder:
             if outcome == codes.EXPAND:
                 plan.expand(int(state[codes.NODE]))
             elif int(state[codes.BADS]) == len(bads):
-                bads = np.concatenate([bads, np.empty_like(bads)])
+                found.append(BadLines.of(bads))
+                state[codes.BADS] = 0
             else:
                 self._notes = np.concatenate([self._notes, np.empty_like(self._notes)])
         self._stamp = int(state[codes.STAMP])
-        return state, bads[: int(state[codes.BADS])]
+        found.append(BadLines.of(bads[: int(state[codes.BADS])]))
+        return state, BadLines.together(found)
 
     def _make_room(self, size: int) -> None:
         """Work space for a block: reserved, and only touched as far as it is used."""
@@ -156,7 +191,7 @@ class Shredder:
         firsts = np.array([segment.first for segment in segments], np.int64)
         bases = np.array([segment.number - segment.first for segment in segments], np.int64)
         which = np.searchsorted(firsts, row_lines, side="right") - 1
-        names = _texts([segment.source_file.encode() for segment in segments])
+        names = _texts([segment.source_file.encode(errors="backslashreplace") for segment in segments])
         columns = [
             _texts([self._export_id.encode()]).take(_int64(np.zeros(len(row_lines), np.int64))),
             names.take(_int64(which)),
@@ -164,12 +199,10 @@ class Shredder:
         ]
         return [(field.name, column) for field, column in zip(lineage_fields(), columns, strict=True)]
 
-    def _line_counts(
-        self, block: Block, row_lines: NDArray[np.int32], bads: NDArray[np.int64]
-    ) -> dict[str, int]:
+    def _line_counts(self, block: Block, row_lines: NDArray[np.int32], bad: BadLines) -> dict[str, int]:
         firsts = [segment.first for segment in block.segments]
         counted = np.zeros(len(firsts), np.int64)
-        for lines in (row_lines, bads[:, 0]):
+        for lines in (row_lines, bad.heads[:, 0]):
             counted += np.bincount(np.searchsorted(firsts, lines, side="right") - 1, minlength=len(firsts))
         found: dict[str, int] = {}
         for segment, count in zip(block.segments, counted, strict=True):
@@ -214,13 +247,19 @@ class Shredder:
 
     # --- bad lines ---
 
-    def _refused(self, block: Block, bad: NDArray[np.int64]) -> tuple[Refused, bytes]:
-        line, start, end, code, position, found, depth = map(int, bad[:7])
+    def _refused(
+        self, block: Block, head: NDArray[np.int64], stack: NDArray[np.int64]
+    ) -> tuple[Refused, bytes]:
+        line, start, end, code, position, found, depth = map(int, head)
         raw = block.data[start:end].tobytes().strip()
-        frames = [(int(bad[8 + 2 * i]), int(bad[9 + 2 * i])) for i in range(depth)]
+        frames = [(int(stack[2 * i]), int(stack[2 * i + 1])) for i in range(depth)]
         path = self._path(frames, found)
         source_file, number = block.origin(line)
-        stray = self._stray(raw) if code != codes.DUPLICATE else None
+        claimed = _claimed(raw) if code != codes.DUPLICATE else None
+        if code == codes.WRONG_TYPE and claimed == self.resource_type:
+            # The parser sees the last `resourceType`, the kernel the first.
+            code = codes.DUPLICATE
+        stray = claimed if claimed != self.resource_type else None
         if stray is not None:
             path, reason = "resourceType", f"resourceType is {stray}, not {self.resource_type}"
         else:
@@ -241,17 +280,16 @@ class Shredder:
             path += f"[{step}]" if isinstance(step, int) else f".{step}" if path else step
         return path
 
-    def _stray(self, raw: bytes) -> str | None:
-        # Only a whole, unambiguous object may go to another table; that table's own lane judges the rest.
-        if raw[:1] != b"{":
-            return None
-        try:
-            name = _HEAD.decode(raw).resourceType
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return None
-        if name == self.resource_type or not definitions.is_resource_type(name):
-            return None
-        return name
+
+def _claimed(raw: bytes) -> str | None:
+    """The resource type of R4 that a line claims to be; None for what is no whole object of any."""
+    if raw[:1] != b"{":
+        return None
+    try:
+        name = _HEAD.decode(raw).resourceType
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return name if definitions.is_resource_type(name) else None
 
 
 def _texts(values: list[bytes | None]) -> pa.Array:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from types import MappingProxyType
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from pipeline.tables import thrift
@@ -194,8 +195,9 @@ class SparseWriter:
             **self._options,
         )
         body = memoryview(sink.getvalue())
-        group = thrift.decode(thrift.items(_footer(body)[4][1])[0])
-        return [_Chunk(column) for column in thrift.items(group[1][1])], body
+        # Row groups, their columns, and the metadata of these: one walk over the footer.
+        (group,) = _footer(body, {4: {1: {3: {}}}})[4][1]
+        return [_Chunk(column[3][1]) for column in group[1][1]], body
 
 
 @dataclass(frozen=True, eq=False)
@@ -264,8 +266,7 @@ def _frame(spelled: _Spelled, options: tuple[tuple[str, Any], ...]) -> _Frame:
 class _Chunk:
     """One column of a written row group: where its bytes lie, and its metadata."""
 
-    def __init__(self, column: bytes) -> None:
-        meta = thrift.decode(thrift.decode(column)[3][1])
+    def __init__(self, meta: Fields) -> None:
         self._meta = meta
         self.path: Path = tuple(step.decode() for step in thrift.items(meta[3][1]))
         self._data_page: int = meta[9][1]
@@ -319,9 +320,9 @@ def _zigzag(value: int) -> bytes:
     return bytes(out)
 
 
-def _footer(body: memoryview) -> Fields:
+def _footer(body: memoryview, inside: thrift.Inside = MappingProxyType({})) -> Fields:
     size = int.from_bytes(body[-8:-4], "little")
-    return thrift.decode(bytes(body[-8 - size : -8]))
+    return thrift.decode(bytes(body[-8 - size : -8]), inside)
 
 
 def held_by(tables: Iterable[pa.Table]) -> pa.Schema:

@@ -8,6 +8,8 @@ bytes of inner lists and structures. Source: thrift-compact-protocol.md of Apach
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Final
 
 from pipeline.errors import LakeError
@@ -23,22 +25,27 @@ BINARY: Final = 8
 LIST: Final = 9
 STRUCT: Final = 12
 
+DEEPEST: Final = 64
+"""Levels of structures and lists; a Parquet footer has less than ten."""
+
 Fields = dict[int, tuple[int, Any]]
 
+_WIDTHS: Final = {TRUE: 1, FALSE: 1, BYTE: 1, DOUBLE: 8}
 
-def decode(data: bytes) -> Fields:
-    """The structure that `data` begins with. Raises LakeError when it is none."""
-    reader = _Reader(data)
-    fields: Fields = {}
-    number = 0
+
+Inside = Mapping[int, "Inside"]
+"""Fields whose structures, or lists of structures, are decoded too, and what of their fields in turn."""
+
+
+def decode(data: bytes, inside: Inside = MappingProxyType({})) -> Fields:
+    """The structure that `data` begins with. Raises LakeError when it is none.
+
+    What `inside` names is decoded in the same pass: a structure is Fields, a list a Python list of them.
+    """
     try:
-        while (head := reader.byte()) != 0:
-            kind = head & 15
-            number = number + (head >> 4) if head >> 4 else _unzigzag(reader.varint())
-            fields[number] = (TRUE, kind == TRUE) if kind in (TRUE, FALSE) else (kind, reader.value(kind))
+        return _Reader(data).structure(inside)
     except (IndexError, struct.error):
         raise _damaged() from None
-    return fields
 
 
 def items(data: bytes) -> list[Any]:
@@ -96,6 +103,23 @@ class _Reader:
         self._data = data
         self._at = 0
 
+    def structure(self, inside: Inside) -> Fields:
+        fields: Fields = {}
+        number = 0
+        while (head := self.byte()) != 0:
+            kind = head & 15
+            number = number + (head >> 4) if head >> 4 else _unzigzag(self.varint())
+            if kind in (TRUE, FALSE):
+                fields[number] = (TRUE, kind == TRUE)
+            elif number in inside and kind == STRUCT:
+                fields[number] = (STRUCT, self.structure(inside[number]))
+            elif number in inside and kind == LIST:
+                _, size = self.list_head()
+                fields[number] = (LIST, [self.structure(inside[number]) for _ in range(size)])
+            else:
+                fields[number] = (kind, self.value(kind))
+        return fields
+
     def value(self, kind: int) -> Any:
         if kind in (I16, I32, I64):
             return _unzigzag(self.varint())
@@ -120,37 +144,38 @@ class _Reader:
         return value
 
     def varint(self) -> int:
-        value = shift = 0
-        while True:
+        value = 0
+        for shift in range(0, 70, 7):
             byte = self._data[self._at]
             self._at += 1
             value |= (byte & 127) << shift
             if byte < 128:
                 return value
-            shift += 7
+        raise _damaged()
 
-    def _skip(self, kind: int) -> None:
+    def _skip(self, kind: int, depth: int = 0) -> None:
+        if depth == DEEPEST:
+            raise _damaged()
         if kind == STRUCT:
             while (head := self.byte()) != 0:
                 if head >> 4 == 0:
                     self.varint()
                 if head & 15 not in (TRUE, FALSE):
-                    self._skip(head & 15)
+                    self._skip(head & 15, depth + 1)
         elif kind == LIST:
             inner, size = self.list_head()
+            # Each item is a byte at least.
+            if size > len(self._data) - self._at:
+                raise _damaged()
             for _ in range(size):
-                self._skip(inner)
+                self._skip(inner, depth + 1)
         elif kind in (I16, I32, I64):
-            while self._data[self._at] >= 128:
-                self._at += 1
-            self._at += 1
+            self.varint()
         elif kind == BINARY:
             size = self.varint()
             self._at += size
-        elif kind == DOUBLE:
-            self._at += 8
-        elif kind in (TRUE, FALSE, BYTE):
-            self._at += 1
+        elif kind in _WIDTHS:
+            self._at += _WIDTHS[kind]
         else:
             raise _damaged()
 

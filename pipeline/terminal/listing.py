@@ -76,6 +76,13 @@ def show_details(config: Config, found: ExportDetails) -> None:
             rows,
             ("rows", "quarantined", "files", "bytes"),
         )
+    if found.flat:
+        give("")
+        flat = [
+            (name, "missing or stale" if count is None else number(count))
+            for name, count in sorted(found.flat.items())
+        ]
+        give_table(("flat table", "rows"), flat, ("rows",))
     give("")
     for event in found.history:
         give(f"{event.at:%Y-%m-%d %H:%M:%S} UTC  {event.what}")

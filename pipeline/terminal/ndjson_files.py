@@ -1,12 +1,14 @@
 """NDJSON files to Delta tables in a folder, without a server and without Dagster.
 
-Each line goes to the table of its `resourceType`, so a file may hold several types. Every type is converted
-before any table is committed: a bad line leaves the folder as it was.
+Each line goes to the table of its `resourceType`, so a file may hold several types. A bad line costs that
+line only, and is named in the folder's quarantine. Every type is converted before any table is committed.
 """
 
 from __future__ import annotations
 
 import gzip
+import json
+import uuid
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -19,11 +21,13 @@ import msgspec
 
 from pipeline.errors import ConfigError, VerificationFailed
 from pipeline.exports.identity import export_id_at, is_export_id
+from pipeline.exports.quarantine import Quarantine
 from pipeline.lake.lake import Lake, open_lake
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from pipeline.tables.convert import Refused
     from pipeline.tables.parts import LocalPart
 
 _GZIP = b"\x1f\x8b"
@@ -41,10 +45,28 @@ class Converted:
     export_id: str
     tables: dict[str, int]
     """Table -> rows."""
+    quarantined: int
+    """Lines that became no row."""
+    quarantine: str
+    """The folder, below the one of the tables, whose files name them."""
 
 
 class _Head(msgspec.Struct):
     resourceType: str  # noqa: N815 - FHIR's spelling
+
+
+_HEAD = msgspec.json.Decoder(_Head)
+
+
+def _type_of(line: bytes) -> str | None:
+    """The R4 type that a line claims to be."""
+    from pipeline.tables.definitions import is_resource_type
+
+    try:
+        resource_type = _HEAD.decode(line).resourceType
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return resource_type if is_resource_type(resource_type) else None
 
 
 @dataclass(frozen=True)
@@ -57,13 +79,16 @@ class _Input:
     types: tuple[str, ...]
 
     def lines_of(self, resource_type: str, advance: Advance) -> Iterator[bytes]:
-        """Its lines of one type; the others come as empty ones, so that line numbers stay."""
+        """Its lines of one type; the others come as empty ones, so that line numbers stay.
+
+        Lines of no type are with its first one, whose table refuses them.
+        """
         if self.types == (resource_type,):
             yield from _lines(self.path, self.name, advance)
             return
-        head = msgspec.json.Decoder(_Head)
         for line in _lines(self.path, self.name, advance):
-            yield line if not line.isspace() and head.decode(line).resourceType == resource_type else b"\n"
+            found = _type_of(line) or self.types[0]
+            yield line if found == resource_type else b"\n"
 
 
 @dataclass(frozen=True)
@@ -73,6 +98,7 @@ class _Table:
     name: str
     schema: pa.Schema
     parts: tuple[LocalPart, ...]
+    rows_by_file: dict[str, int]
 
     @property
     def rows(self) -> int:
@@ -90,8 +116,8 @@ def bytes_to_read(files: Sequence[Path]) -> int:
 def convert_files(files: Sequence[Path], out: Path, advance: Advance = lambda _: None) -> Converted:
     """Converts `files` into the tables below `out`, as one new partition of each.
 
-    Raises `ConfigError` for a file that is not there or named twice, `VerificationFailed` naming file and
-    line for what is no resource, `LakeError` when `out` cannot be written.
+    Raises `ConfigError` for a file that is not there or named twice, `VerificationFailed` for a file without
+    one good line, `LakeError` when `out` cannot be written.
     """
     bytes_to_read(files)
     if len({path.resolve() for path in files}) != len(files):
@@ -100,43 +126,53 @@ def convert_files(files: Sequence[Path], out: Path, advance: Advance = lambda _:
     types = sorted({each for found in inputs for each in found.types})
     if not types:
         raise ConfigError("the files hold no resources", "Each line must be a FHIR resource in JSON")
-    lake = open_lake(str(out), Path.cwd())
-    export_id = export_id_at(datetime.now(UTC), _taken(lake, out))
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is a file", "Name a folder for the tables")
+    # As a URI: a `#` or `?` in the folder's name means itself.
+    lake = open_lake(out.resolve().as_uri(), Path.cwd())
+    export_id = _claimed(lake, out, [each.name for each in inputs])
     try:
         with lake.spool() as spool:
-            tables = [_convert(lake, each, inputs, export_id, spool, advance) for each in types]
+            folder = f"quarantine/{export_id}"
+            quarantine = Quarantine(lake, folder, spool)
+            tables = [_convert(lake, each, inputs, export_id, spool, quarantine, advance) for each in types]
+            _require_good_lines(inputs, tables)
+            bad = quarantine.close()
             for table in tables:
                 _commit(lake, table, export_id)
     finally:
         with suppress(OSError):
             (out / ".spool").rmdir()
-    return Converted(export_id, {table.name: table.rows for table in tables})
+    rows = {table.name: table.rows for table in tables}
+    return Converted(export_id, rows, sum(part.lines for part in bad), folder)
 
 
 def _types_in(path: Path, advance: Advance) -> tuple[str, ...]:
-    from pipeline.tables.definitions import is_resource_type
-
-    head = msgspec.json.Decoder(_Head)
     found: dict[str, None] = {}
-    for number, line in enumerate(_lines(path, str(path), advance), start=1):
+    bad = 0
+    for line in _lines(path, str(path), advance):
         if line.isspace():
             continue
-        problem = ""
-        try:
-            resource_type = head.decode(line).resourceType
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            problem = "is no JSON object with a resourceType"
+        resource_type = _type_of(line)
+        if resource_type is None:
+            bad += 1
         else:
-            if not is_resource_type(resource_type):
-                problem = "is of no type that FHIR R4 has"
-        if problem:  # outside the except block: its error may quote the line
-            raise VerificationFailed(f"{path} line {number} {problem}", "Nothing was converted")
-        found[resource_type] = None
+            found[resource_type] = None
+    if bad and not found:
+        raise VerificationFailed(
+            f"{path} has {bad} lines, and none is a FHIR R4 resource in JSON", "Nothing was converted"
+        )
     return tuple(found)
 
 
 def _convert(
-    lake: Lake, resource_type: str, inputs: Sequence[_Input], export_id: str, spool: Path, advance: Advance
+    lake: Lake,
+    resource_type: str,
+    inputs: Sequence[_Input],
+    export_id: str,
+    spool: Path,
+    quarantine: Quarantine,
+    advance: Advance,
 ) -> _Table:
     from pipeline.tables.convert import Converter
     from pipeline.tables.definitions import table_name
@@ -146,12 +182,17 @@ def _convert(
     folder = spool / name
     folder.mkdir()
     known = table_schema(lake.table_uri(name), lake.storage_options)
-    with Converter(resource_type, known, export_id, folder) as converter:
+
+    def refuse(refused: Refused, _line: bytes) -> None:
+        quarantine.put(name, refused)
+
+    with Converter(resource_type, known, export_id, folder, refuse=refuse) as converter:
         for each in inputs:
             if resource_type in each.types:
                 converter.add(each.lines_of(resource_type, advance), each.name)
         parts = tuple(converter.finish())
-        return _Table(name, converter.schema, parts)
+        rows = {source_file: counts.rows for source_file, counts in converter.files.items()}
+        return _Table(name, converter.schema, parts, rows)
 
 
 def _commit(lake: Lake, table: _Table, export_id: str) -> None:
@@ -172,6 +213,24 @@ def _commit(lake: Lake, table: _Table, export_id: str) -> None:
         storage_options=lake.storage_options,
         metadata={"made_by": "fhir-export convert"},
     )
+
+
+def _require_good_lines(inputs: Sequence[_Input], tables: Sequence[_Table]) -> None:
+    for each in inputs:
+        if each.types and not any(table.rows_by_file.get(each.name) for table in tables):
+            raise VerificationFailed(f"{each.name} has no good line", "Nothing was converted")
+
+
+def _claimed(lake: Lake, out: Path, names: Sequence[str]) -> str:
+    """An export id that no other conversion into this folder has, nor will have."""
+    taken = _taken(lake, out)
+    # The same files converted twice at once must not look like one claim.
+    text = json.dumps({"files": names, "claim": uuid.uuid4().hex})
+    while True:
+        export_id = export_id_at(datetime.now(UTC), taken)
+        if lake.put_new(f"_conversions/{export_id}.json", text.encode()):
+            return export_id
+        taken.add(export_id)
 
 
 def _taken(lake: Lake, out: Path) -> set[str]:

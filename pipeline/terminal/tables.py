@@ -41,10 +41,12 @@ def find_table(text: str, config: Callable[[], Config]) -> TableAddress:
     """
     from pipeline.tables.definitions import table_name, type_of_table
 
+    _require_whole_resources(text)
     path = Path(text)
     if (path / "_delta_log").is_dir():
         whole = path.absolute()
-        return TableAddress(open_lake(str(whole.parent), whole.parent), whole.name, type_of_table(whole.name))
+        lake = open_lake(whole.parent.as_uri(), whole.parent)
+        return TableAddress(lake, whole.name, type_of_table(whole.name))
     named = _SOURCE_AND_TYPE.fullmatch(text)
     if named is None or path.exists():
         raise ConfigError(
@@ -64,6 +66,17 @@ def find_table(text: str, config: Callable[[], Config]) -> TableAddress:
             f"{source.name} has no table {table} yet", "`fhir-export show` tells what an export holds"
         )
     return TableAddress(lake, folder, resource_type)
+
+
+def _require_whole_resources(text: str) -> None:
+    from pipeline.tables.flat import FLAT_SUFFIX
+
+    name = text.rstrip("/").rpartition("/")[2]
+    if name.endswith(FLAT_SUFFIX):
+        raise ConfigError(
+            f"{name} is a flat table: it has columns for people, not whole resources",
+            "Name the table that it was made from, such as patient for patient_flat",
+        )
 
 
 def resources(table: TableAddress, export_id: str | None = None) -> Iterator[bytes]:

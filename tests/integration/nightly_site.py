@@ -202,6 +202,7 @@ def open_site(
             "auth": {"client_id": "nightly", "private_key": "file:keys/hosp.pem", "algorithm": "ES384"},
             "export": {"group": "demo", **(export or {})},
             "schedule": "* * * * *",
+            "flat": False,  # they take half a second a type; test_flat_assets and the demo have them
             **(source or {}),
         }
         (home / "exports.yaml").write_text(

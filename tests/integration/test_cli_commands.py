@@ -351,16 +351,19 @@ def partitions(table: Path) -> list[str]:
     return sorted(path.name.removeprefix("export_id=") for path in table.glob("export_id=*"))
 
 
-def test_a_bad_line_is_named_without_its_content_and_nothing_is_converted(tmp_path: Path) -> None:
+def test_a_bad_line_is_named_without_its_content_and_the_others_are_converted(tmp_path: Path) -> None:
     (tmp_path / "good.ndjson").write_bytes(ndjson(PATIENTS[0]))
     (tmp_path / "bad.ndjson").write_bytes(
         ndjson(PATIENTS[1], '{"resourceType": "Patient", "id": "Wilhelmina"')
     )
     done = cli("convert", "good.ndjson", "bad.ndjson", "--out", "tables", cwd=tmp_path)
-    assert done.returncode == 4
-    assert "bad.ndjson line 2" in done.stderr
-    assert "Wilhelmina" not in done.stdout + done.stderr
-    assert not list((tmp_path / "tables").rglob("*.parquet"))
+    assert done.returncode == 0, done.stderr
+    assert "1 bad lines became no row" in done.stdout + done.stderr
+    (named,) = (tmp_path / "tables" / "quarantine").rglob("*.ndjson")
+    assert '"line":2' in named.read_text().replace(" ", "")
+    assert "Wilhelmina" not in done.stdout + done.stderr + named.read_text()
+    back = cli("to-ndjson", "tables/patient", cwd=tmp_path)
+    assert len(back.stdout.splitlines()) == 2
 
 
 def test_a_file_cut_short_in_transfer_is_refused(tmp_path: Path) -> None:

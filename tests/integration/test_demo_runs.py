@@ -42,6 +42,7 @@ def test_the_demo_runs_a_night_and_shows_tables_and_the_lineage_of_one_row(tmp_p
     assert done.returncode == 0, done.stderr + done.stdout
     rows = sum(1 for _ in truth(1, 100, 1, "demo"))
     assert re.search(rf"all\s*│\s*{rows:,}", done.stdout), done.stdout
-    for word in ("opened export run", "output-000000, line", "sha256", "Dagster run", "make dev"):
+    words = ("opened export run", "output-000000, line", "sha256", "Dagster run", "make dev")
+    for word in (*words, "flat tables are made"):
         assert word in done.stdout + done.stderr, word
     assert {each.name for each in tmp_path.iterdir()} == {"dagster_home", "lake"}

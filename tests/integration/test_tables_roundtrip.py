@@ -44,7 +44,7 @@ def exact(line: bytes | str) -> Any:
 
 
 def converted(
-    folder: Path, resource_type: str, lines: Iterable[bytes], known: pa.Schema | None = None, **limits: int
+    folder: Path, resource_type: str, lines: Iterable[bytes], known: pa.Schema | None = None, **limits: Any
 ) -> list[LocalPart]:
     """One file of these lines, each ended by a newline, as one part or several."""
     folder.mkdir(exist_ok=True)
@@ -308,7 +308,7 @@ def test_a_writer_that_fails_half_way_leaves_no_file(tmp_path: Path) -> None:
 def test_rewriting_a_part_keeps_rows_and_widens_at_every_depth(tmp_path: Path) -> None:
     chance = random.Random(11)
     narrow_lines = [some_resource(chance, "Encounter") for _ in range(50)]
-    wide_lines = [some_resource(chance, "Encounter") for _ in range(200)]
+    wide_lines = [some_resource(chance, "Encounter") for _ in range(80)]
     [narrow] = converted(tmp_path / "n", "Encounter", narrow_lines)
     [wide] = converted(tmp_path / "w", "Encounter", wide_lines)
     both = union(narrow.schema, wide.schema, "Encounter")
@@ -381,9 +381,10 @@ def test_blocks_show_new_members_one_after_the_other(tmp_path: Path, monkeypatch
     """Parsed into what was seen, widened when it is written; many small blocks and row groups."""
     monkeypatch.setattr(convert, "BLOCK_BYTES", 10_000)
     monkeypatch.setattr(convert, "FLUSH_BYTES", 30_000)
+    monkeypatch.setattr(convert, "LANE_BYTES", 30_000)
     chance = random.Random(3)
-    lines = [some_resource(chance, "CarePlan") for _ in range(120)]
-    parts = converted(tmp_path, "CarePlan", lines, max_part_rows=50)
+    lines = [some_resource(chance, "CarePlan") for _ in range(80)]
+    parts = converted(tmp_path, "CarePlan", lines, max_part_rows=30)
     assert 3 <= len(parts) <= 6
     assert len({schema_hash(part.schema) for part in parts}) == 1
     assert [exact(line) for line in to_ndjson(paths(parts))] == [exact(line) for line in lines]
@@ -429,5 +430,6 @@ def test_a_structure_that_one_block_shows_with_members_and_another_without_any(
     lines = [both[which] for which in order]
     for flush in (1, 1_000_000):
         monkeypatch.setattr(convert, "FLUSH_BYTES", flush)
+        monkeypatch.setattr(convert, "LANE_BYTES", flush)
         parts = converted(tmp_path / f"{flush}", resource_type, lines)
         assert [exact(line) for line in to_ndjson(paths(parts))] == [exact(line) for line in lines]

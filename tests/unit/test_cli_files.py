@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
@@ -107,24 +109,41 @@ def test_a_file_named_twice_is_refused(tmp_path: Path) -> None:
         convert_files([file, tmp_path / "link.ndjson"], tmp_path / "out")
 
 
+NO_RESOURCES = [
+    '{"resourceType":"Pation","id":"1"}',
+    '{"id":"1"}',
+    "[]",
+    '"text"',
+    '{"resourceType":"Patient"} {}',
+    '{"resourceType":null}',
+]
+
+
+@pytest.mark.parametrize("line", NO_RESOURCES)
 @pytest.mark.parametrize(
-    ("line", "code"),
-    [
-        ('{"resourceType":"Pation","id":"1"}', 4),
-        ('{"id":"1"}', 4),
-        ("[]", 4),
-        ('"text"', 4),
-        ('{"resourceType":"Patient"} {}', 4),
-        ('{"resourceType":null}', 4),
-    ],
+    "others", [(), ('{"resourceType":"Group","id":"g"}',)], ids=["one type", "two types"]
 )
-def test_a_line_that_is_no_resource_is_named_by_file_and_number(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], line: str, code: int
+def test_a_line_that_is_no_resource_costs_that_line_only(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], line: str, others: tuple[str, ...]
 ) -> None:
-    file = write(tmp_path / "a.ndjson", PATIENT, "", line)
-    assert exit_code("convert", str(file), "--out", str(tmp_path / "out")) == code
-    assert "a.ndjson line 3" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+    file = write(tmp_path / "a.ndjson", PATIENT, "", line, *others)
+    out = tmp_path / "out"
+    assert exit_code("convert", str(file), "--out", str(out)) == 0
+    assert "1 bad lines became no row" in capsys.readouterr().err
+    (found,) = (out / "quarantine").rglob("*.ndjson")
+    (record,) = map(json.loads, found.read_text().splitlines())
+    assert (record["file"], record["line"]) == (str(file), 3)
+    assert record["sha256"] == hashlib.sha256(line.encode()).hexdigest()
+    assert len(list(out.glob("patient/*/*.parquet"))) == 1
+    assert len(list(out.glob("group/*/*.parquet"))) == len(others)
+
+
+@pytest.mark.parametrize("line", [*NO_RESOURCES, '{"resourceType":"Patient","id":7}'])
+def test_a_file_without_a_good_line_is_refused_and_nothing_is_converted(tmp_path: Path, line: str) -> None:
+    good = write(tmp_path / "a.ndjson", PATIENT)
+    bad = write(tmp_path / "b.ndjson", line)
+    assert exit_code("convert", str(good), str(bad), "--out", str(tmp_path / "out")) == 4
+    assert not list((tmp_path / "out").rglob("*.parquet"))
 
 
 def test_nothing_to_convert_is_said(tmp_path: Path) -> None:
@@ -139,7 +158,7 @@ def test_converting_twice_in_a_second_makes_two_partitions(tmp_path: Path) -> No
     runs = [convert_files([file], tmp_path / "out") for _ in range(2)]
     assert runs[0].export_id < runs[1].export_id
     assert runs[0].tables == runs[1].tables == {"organization": 1, "patient": 1}
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["organization", "patient"]
+    assert sorted(path.name for path in (tmp_path / "out").glob("[!_]*")) == ["organization", "patient"]
 
 
 def test_the_progress_adds_up_to_what_was_announced(tmp_path: Path) -> None:
@@ -214,3 +233,29 @@ def test_a_new_file_appears_whole_or_not_at_all_and_replaces_nothing(tmp_path: P
     assert list(tmp_path.iterdir()) == [path]
     with pytest.raises(ConfigError, match="cannot be written"), new_file(tmp_path / "no" / "x"):
         pass
+
+
+def test_a_bad_line_of_another_type_does_not_cost_the_file(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.ndjson", PATIENT, '{"resourceType":"Observation","status":5}')
+    converted = convert_files([file], tmp_path / "out")
+    assert converted.tables == {"observation": 0, "patient": 1}
+    assert converted.quarantined == 1
+
+
+def test_a_folder_is_taken_by_its_name_and_not_as_a_url(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.ndjson", PATIENT)
+    convert_files([file], tmp_path / "h#x")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.ndjson", "h#x"]
+    table = find_table(str(tmp_path / "h#x" / "patient"), pytest.fail)
+    assert len(list(resources(table, None))) == 1
+    with pytest.raises(ConfigError, match="is a file"):
+        convert_files([file], file)
+
+
+def test_conversions_at_the_same_time_take_partitions_of_their_own(tmp_path: Path) -> None:
+    files = [write(tmp_path / f"{number}.ndjson", PATIENT) for number in range(6)]
+    with ThreadPoolExecutor(len(files)) as pool:
+        done = list(pool.map(lambda file: convert_files([file], tmp_path / "out"), files))
+    assert len({each.export_id for each in done}) == len(files)
+    table = find_table(str(tmp_path / "out" / "patient"), pytest.fail)
+    assert len(list(resources(table, None))) == len(files)

@@ -6,6 +6,7 @@ by `pa.Table.from_pylist` and written by `pyarrow.parquet` with its defaults, on
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -277,22 +278,59 @@ def test_rows_that_are_all_null_or_all_empty_in_a_schema_of_every_type(
     """Each of them alone in its row group, so that nothing else decides what the bytes say."""
     deep = nested(kind, 2)
     schema = pa.schema([("id", kind), ("x", deep), ("y", pa.list_(pa.field("element", deep))), ("z", kind)])
-    only_x = pa.schema([schema.field("x")])
+    odd_x: list[Any] = [None, {"a": None}, {"a": []}, {"a": [None]}, {"a": [{"a": []}]}]
+    odd_y: list[Any] = [None, [], [None], [{"a": None}, {"a": []}]]
     values: list[tuple[pa.Schema, Row]] = [
         (pa.schema([schema.field("id")]), {"id": None}),
         (pa.schema([schema.field("z")]), {"z": LEAVES[kind][0]}),
-        *(
-            (only_x, {"x": value})
-            for value in (None, {"a": None}, {"a": []}, {"a": [None]}, {"a": [{"a": []}]})
-        ),
-        *(
-            (pa.schema([schema.field("y")]), {"y": value})
-            for value in (None, [], [None], [{"a": None}, {"a": []}])
-        ),
+        *((pa.schema([schema.field("x")]), {"x": value}) for value in odd_x),
+        *((pa.schema([schema.field("y")]), {"y": value}) for value in odd_y),
     ]
     groups = [
         Group([pa.Table.from_pylist([row] * count, schema=held)], [row] * count) for held, row in values
     ]
+    check_all(tmp_path / "ours", tmp_path / "plain", schema, groups)
+
+
+def shape(steps: Sequence[str], kind: pa.DataType) -> pa.DataType:
+    for step in reversed(steps):
+        kind = pa.list_(pa.field("element", kind)) if step == "list" else pa.struct([("m", kind)])
+    return kind
+
+
+def test_absent_columns_of_every_shape_side_by_side(tmp_path: Path) -> None:
+    """Lists and structures in any order, three deep: equal depth does not mean equal repetition."""
+    ways = [way for deep in range(4) for way in itertools.product(["list", "struct"], repeat=deep)]
+    kinds = itertools.cycle(LEAVES)
+    shapes = [pa.field(f"c{i}", shape(way, next(kinds))) for i, way in enumerate(ways * 2)]
+    inner = pa.struct([pa.field("x", pa.string()), *shapes])
+    items = pa.list_(pa.field("element", inner))
+    schema = pa.schema(
+        [
+            ("id", pa.string()),
+            ("s", inner),
+            ("l", items),
+            *shapes,
+            ("ll", pa.list_(pa.field("element", items))),
+        ]
+    )
+    held = pa.struct([("x", pa.string())])
+    held_items = pa.list_(pa.field("element", held))
+    rows: list[Row] = [
+        {"s": one, "l": many, "ll": [many, None, [], many]}
+        for one in (None, {"x": None}, {"x": "a"})
+        for many in (None, [], [None], [{"x": None}, None, {"x": "b"}])
+    ]
+    forms = [
+        pa.schema([("id", pa.string())]),
+        pa.schema([("s", held)]),
+        pa.schema([("l", held_items), ("s", held)]),
+        pa.schema([("ll", pa.list_(pa.field("element", held_items)))]),
+    ]
+    groups = []
+    for form in forms:
+        mine = [{name: row.get(name) for name in form.names} for row in rows]
+        groups.append(Group([pa.Table.from_pylist(mine, schema=form)], mine))
     check_all(tmp_path / "ours", tmp_path / "plain", schema, groups)
 
 

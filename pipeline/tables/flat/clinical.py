@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pipeline.tables.flat.column import ELEMENT, INDEX, INTEGER, TEXT, TEXTS, Branch, FlatColumn
-from pipeline.tables.flat.elements import Spot, by_type, column, element, of_structure, spot
+from pipeline.tables.flat.elements import by_type, element, of_structure
 from pipeline.tables.flat.generic import framed
 from pipeline.tables.flat.place import Place
+from pipeline.tables.flat.spot import Spot, column, spot
 from pipeline.tables.flat.systems import picks
 
 Chosen = Sequence[str | tuple[str, str] | FlatColumn]

@@ -20,20 +20,11 @@ from pipeline.tables.flat.column import (
     FlatColumn,
     structs,
 )
-from pipeline.tables.flat.elements import (
-    Spot,
-    bare_id,
-    bare_ids,
-    by_type,
-    column,
-    listed,
-    numeric,
-    of_structure,
-    refer,
-    spot,
-)
+from pipeline.tables.flat.elements import by_type, of_structure
 from pipeline.tables.flat.generic import RENAMED, framed, lineage, patient_columns
+from pipeline.tables.flat.links import bare_id, bare_ids, refer
 from pipeline.tables.flat.place import Place, quoted
+from pipeline.tables.flat.spot import Spot, column, listed, numeric, spot
 from pipeline.tables.flat.systems import picks
 
 _BLUE_BUTTON = "https://bluebutton.cms.gov/resources/variables/"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import LakeError, VerificationFailed
 from pipeline.tables.flat import reference
-from pipeline.tables.flat.column import ELEMENT, INDEX, Branch, FlatColumn, FlatTable
+from pipeline.tables.flat.column import ELEMENT, INDEX, Branch, FlatTable
 from pipeline.tables.flat.place import Place, quoted, root, with_members
 from pipeline.tables.parts import ROW_GROUP_ROWS, LocalPart, PartWriter, open_part
 from pipeline.tables.schema import plain
@@ -45,7 +45,7 @@ def flatten_tables(
     try:
         with (
             tempfile.TemporaryDirectory(prefix="flat-", dir=temp_dir or out_dir) as spill,
-            _connection(memory_limit, threads, Path(spill)) as connection,
+            connect(memory_limit, threads, Path(spill)) as connection,
         ):
             for table in tables:
                 cutter = _Cutter(table, out_dir, max_part_rows, max_part_bytes)
@@ -129,7 +129,8 @@ def _by_schema(parts: Sequence[Path | str]) -> list[_Group]:
     return groups
 
 
-def _connection(memory_limit: str, threads: int, spill: Path) -> duckdb.DuckDBPyConnection:
+def connect(memory_limit: str, threads: int, spill: Path) -> duckdb.DuckDBPyConnection:
+    """A DuckDB of its own that has the macros of `reference`; it loads no extension and reads no settings."""
     import duckdb
 
     connection = duckdb.connect(
@@ -227,6 +228,3 @@ class _Cutter:
         if self._writer is not None:
             writer, self._writer = self._writer, None
             self.parts.append(writer.close())
-
-
-__all__ = ["FlatColumn", "flatten_tables", "select_sql"]

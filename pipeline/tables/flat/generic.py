@@ -6,7 +6,10 @@ from collections.abc import Iterable
 
 from pipeline.tables import definitions
 from pipeline.tables.flat.column import LINE, TEXT, TEXTS, FlatColumn
-from pipeline.tables.flat.elements import column, date, element, patient_id, spot
+from pipeline.tables.flat.elements import element
+from pipeline.tables.flat.links import patient_id
+from pipeline.tables.flat.spot import column, spot
+from pipeline.tables.flat.values import date
 from pipeline.tables.schema import EXPORT_ID, SOURCE_FILE, SOURCE_LINE
 
 _PATIENT_ELEMENTS = ("patient", "subject", "beneficiary", "individual", "for", "candidate")

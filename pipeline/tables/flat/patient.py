@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from pipeline.tables.flat.codes import concept
 from pipeline.tables.flat.column import BOOLEAN, TEXT, TEXTS, FlatColumn
-from pipeline.tables.flat.elements import (
-    Spot,
-    address,
-    column,
-    concept,
-    element,
-    human_name,
-    spot,
-)
+from pipeline.tables.flat.elements import element
 from pipeline.tables.flat.generic import framed
 from pipeline.tables.flat.place import NOWHERE, Place, coalesced, quoted
+from pipeline.tables.flat.spot import Spot, column, spot
+from pipeline.tables.flat.values import address, human_name
 
 US_CORE = "http://hl7.org/fhir/us/core/StructureDefinition/"
 CORE = "http://hl7.org/fhir/StructureDefinition/"

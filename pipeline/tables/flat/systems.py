@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from pipeline.tables.flat.codes import picked
 from pipeline.tables.flat.column import FlatColumn
-from pipeline.tables.flat.elements import Spot, picked
+from pipeline.tables.flat.spot import Spot
 
 
 def _system(*urls: str, oid: str) -> tuple[str, ...]:
