@@ -78,7 +78,7 @@ def shredded(resource_type: str, lines: Sequence[bytes]) -> pa.Table:
     for blocks in (cutter.add([b"\n".join(lines)], "a.ndjson"), cutter.rest()):
         for block in blocks:
             found = shredder.shred(block)
-            assert found.refused == ()
+            assert len(found.bad.heads) == 0
             tables.append(found.table)
     return pa.concat_tables(tables)
 
