@@ -68,7 +68,7 @@ KINDS = st.recursive(
     lambda kinds: st.one_of(
         kinds.map(pa.list_),
         st.lists(kinds, min_size=1, max_size=4).map(
-            lambda found: pa.struct([pa.field(f"m{i}", kind, i % 2 == 0) for i, kind in enumerate(found)])
+            lambda found: pa.struct([pa.field(f"m{i}", kind) for i, kind in enumerate(found)])
         ),
         kinds.map(lambda kind: pa.map_(pa.string(), kind)),
     ),
