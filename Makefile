@@ -25,7 +25,11 @@ demo: setup ## one night on the sandbox: schedule, kick-off, sensor, ingest, tab
 dev: setup ## the Dagster UI on http://127.0.0.1:3000 with the sandbox behind it; Ctrl-C ends both
 	$(BIN)/fhir-export demo --ui
 
-test: setup lint types ## lint, types, all tests
+tests/azurite/node_modules/.installed: tests/azurite/package-lock.json .venv/.installed
+	cd tests/azurite && PATH="$(CURDIR)/$(BIN):$$PATH" npm ci --ignore-scripts --no-progress --loglevel=error
+	@touch $@
+
+test: setup tests/azurite/node_modules/.installed lint types ## lint, types, all tests
 	$(BIN)/python -m pytest
 
 benchmark: setup ## NDJSON to Parquet against DuckDB, pyarrow and orjson; then memory and cost as files grow
@@ -45,5 +49,5 @@ lock: ## write requirements.lock anew from pyproject.toml (needs uv)
 	  --no-emit-index-url --no-emit-find-links --no-header --extra dev pyproject.toml -o requirements.lock
 
 clean: ## remove what setup, demo and tests have made
-	rm -rf .venv lake .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv tests/azurite/node_modules lake .mypy_cache .ruff_cache .hypothesis
 	git clean -fdX dagster_home

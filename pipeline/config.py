@@ -60,23 +60,88 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
-class LakeAuth(_Strict):
-    """How the lake's storage account is opened (Azure only; a local lake needs none)."""
+def _https(value: str) -> str:
+    parts = urlsplit(value)
+    local = parts.hostname in ("localhost", "127.0.0.1", "::1")
+    if parts.scheme != "https" and not (parts.scheme == "http" and local):
+        raise ValueError("must be an https URL; plain http is for this machine only")
+    if not parts.hostname or parts.username or parts.password or parts.query or parts.fragment:
+        raise ValueError("must be a plain https URL without credentials, query or fragment")
+    return value.rstrip("/")
 
-    kind: Literal[
-        "default",
-        "managed-identity",
-        "workload-identity",
-        "service-principal",
-        "sas",
-        "connection-string",
-        "none",
-    ] = "default"
+
+HttpsUrl = Annotated[str, AfterValidator(_https)]
+
+
+IdentityKind = Literal["default", "managed-identity", "workload-identity", "service-principal"]
+StorageKind = Literal[
+    "default",
+    "managed-identity",
+    "workload-identity",
+    "service-principal",
+    "sas",
+    "connection-string",
+    "none",
+]
+
+
+class AzureIdentity(_Strict):
+    """Who we are in Entra: the identity of the machine, or a service principal."""
+
+    kind: IdentityKind = "default"
     client_id: str | None = None
+    """Of the service principal, or of a user-assigned managed identity; absent: the system-assigned one."""
     tenant_id: str | None = None
     client_secret: SecretReference | None = None
+    certificate: SecretReference | None = None
+    """PEM with private key and certificate, instead of the client secret."""
+    authority: HttpsUrl | None = None
+    """Entra's address in another cloud; the public one by default."""
+
+    @model_validator(mode="after")
+    def _complete_identity(self) -> AzureIdentity:
+        if self.kind == "service-principal":
+            missing = [name for name in ("tenant_id", "client_id") if getattr(self, name) is None]
+            if missing:
+                raise ValueError(f"kind service-principal needs {' and '.join(missing)}")
+            if (self.client_secret is None) == (self.certificate is None):
+                raise ValueError("kind service-principal needs one of client_secret and certificate")
+        return self
+
+
+class StorageAuth(AzureIdentity):
+    """How a storage account is opened: by an identity, or by what the account itself has issued."""
+
+    kind: StorageKind = "default"  # type: ignore[assignment]
     sas: SecretReference | None = None
     connection_string: SecretReference | None = None
+    endpoint: HttpsUrl | None = None
+    """The account's blob endpoint where it is not https://ACCOUNT.blob.core.windows.net: another cloud, a
+    custom domain, the emulator (https://127.0.0.1:10000/devstoreaccount1)."""
+
+    @model_validator(mode="after")
+    def _complete_storage(self) -> StorageAuth:
+        for kind, name in (("sas", "sas"), ("connection-string", "connection_string")):
+            if (self.kind == kind) != (getattr(self, name) is not None):
+                raise ValueError(f"kind {kind} and the key {name} go together")
+        return self
+
+
+class LakeAuth(StorageAuth):
+    """How the lake's storage account is opened (Azure only; a local lake needs none)."""
+
+
+class KeyVaultAuth(AzureIdentity):
+    """Who we are at Key Vault, for `keyvault:` references."""
+
+    verify_challenge_resource: bool = True
+    """False only where the vault's host is not below its cloud's vault domain (private clouds)."""
+
+
+class KeyRotation(_Strict):
+    """How long a new public key is published before it signs: servers cache JWK Sets."""
+
+    wait_minutes: Annotated[float, Field(ge=0, le=7 * 24 * 60)] = 15
 
 
 class Auth(_Strict):
@@ -87,21 +152,29 @@ class Auth(_Strict):
     private_key: SecretReference | None = None
     algorithm: Literal["RS384", "ES384"] = "RS384"
     kid: str | None = None
+    jku: HttpsUrl | None = None
+    """Sent in the assertion's header, for servers that want it: where our JWK Set is served."""
     token_url: str | None = None
     audience: str | None = None
-    scope: str = "system/*.rs"
-    token_body: Literal["form", "json"] = "form"  # noqa: S105 - a format, not a password
+    scope: str | None = None
+    """Default: by the profile."""
+    token_body: Literal["form", "json"] | None = None
+    """Default: by the profile."""
     tenant_id: str | None = None
     client_secret: SecretReference | None = None
     certificate: SecretReference | None = None
-    authority: str | None = None
+    authority: HttpsUrl | None = None
+    entra_version: Literal["v1", "v2"] = "v2"
+    """Which of Entra's token endpoints (azure-and-aidbox C)."""
 
     @model_validator(mode="after")
     def _complete(self) -> Auth:
-        if self.kind == "smart":
-            missing = [name for name in ("client_id", "private_key") if getattr(self, name) is None]
-            if missing:
-                raise ValueError(f"kind smart needs {' and '.join(missing)}")
+        needed = {"smart": ("client_id", "private_key"), "entra-secret": ("tenant_id", "client_id")}
+        missing = [name for name in needed.get(self.kind, ()) if getattr(self, name) is None]
+        if missing:
+            raise ValueError(f"kind {self.kind} needs {' and '.join(missing)}")
+        if self.kind == "entra-secret" and (self.client_secret is None) == (self.certificate is None):
+            raise ValueError("kind entra-secret needs one of client_secret and certificate")
         return self
 
 
@@ -136,12 +209,34 @@ class Export(_Strict):
         return self
 
 
+class DownloadStorage(StorageAuth):
+    """The storage account that the FHIR server writes its exports to (azure-and-aidbox D)."""
+
+    account: str
+
+    @field_validator("account")
+    @classmethod
+    def _account(cls, value: str) -> str:
+        if not re.fullmatch(r"[a-z0-9]{3,24}", value):
+            raise ValueError("must be the storage account's name alone, such as contosoexports")
+        return value
+
+
 class Downloads(_Strict):
     """How the files of a manifest are fetched, and from where."""
 
     auth: Literal["auto", "bearer", "none", "storage"] = "auto"
+    storage: DownloadStorage | None = None
     allow_hosts: tuple[str, ...] = ()
     concurrency: Annotated[int, Field(ge=1, le=32)] = 4
+
+    @model_validator(mode="after")
+    def _storage_named(self) -> Downloads:
+        if self.auth == "storage" and self.storage is None:
+            raise ValueError("auth storage needs storage: {account, kind, ...}, the account that is read")
+        if self.auth in ("bearer", "none") and self.storage is not None:
+            raise ValueError(f"auth {self.auth} and storage do not go together; use auto or storage")
+        return self
 
 
 class MaxQuarantined(_Strict):
@@ -190,6 +285,8 @@ class Source(_Strict):
     """Staging steps per resource type, for types with many files; 1 where not named."""
     flat: bool | tuple[str, ...] = True
     """Which resource types get flat tables: all, none, or those named."""
+    knobs: dict[str, Any] = {}
+    """Settings of the profile to be other than its own (docs/systems, the table of profiles)."""
 
     @field_validator("name")
     @classmethod
@@ -269,6 +366,8 @@ class Config(_Strict):
 
     lake: str
     lake_auth: LakeAuth = LakeAuth()
+    keyvault_auth: KeyVaultAuth = KeyVaultAuth()
+    key_rotation: KeyRotation = KeyRotation()
     executor: Literal["in_process", "multiprocess"] = "in_process"
     """How the steps of a run are executed: one after the other in the run's process, or in processes."""
     conversion: Conversion = Field(default_factory=Conversion)
@@ -294,6 +393,12 @@ class Config(_Strict):
                 "must be a folder, file:///path or abfs://container@account.dfs.core.windows.net/path"
             )
         return value
+
+    def secret(self, reference: str) -> bytes:
+        """The secret that `reference` names; `keyvault:` ones with `keyvault_auth`. Raises as
+        `resolve_secret` does, and `AuthError`, `Unreachable` for the vault.
+        """
+        return resolve_secret(reference, self.folder, self.keyvault_auth)
 
     def source(self, name: str | None) -> Source:
         """The source of that name; without a name, the only one there is."""
@@ -386,9 +491,10 @@ def _key_path(location: tuple[int | str, ...], data: Any) -> str:
     return path or "the file"
 
 
-def resolve_secret(reference: str, folder: Path) -> bytes:
+def resolve_secret(reference: str, folder: Path, vault: KeyVaultAuth | None = None) -> bytes:
     """The secret that `reference` names, read when it is used: one missing secret harms one source only.
 
+    `vault`: who we are at Key Vault; None where a reference to it would need itself (its own credential).
     Raises `ConfigError` naming the reference, never the secret.
     """
     match = _REFERENCE.match(reference)
@@ -409,7 +515,11 @@ def resolve_secret(reference: str, folder: Path) -> bytes:
                 f"{path} cannot be read: {error.strerror}",
                 f"It is named by {reference}; `fhir-export keys new --out {rest}` makes a private key",
             ) from None
-    raise ConfigError(f"{kind}: references are not supported by this version", "Use file: or env: for now")
+    if vault is None:
+        raise ConfigError(f"{reference} cannot be read here", "Use file: or env: for this secret")
+    from pipeline.azure.keyvault import read_secret
+
+    return read_secret(rest, vault, folder)
 
 
 def secret_path(reference: str, folder: Path) -> Path | None:

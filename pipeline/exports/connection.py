@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from pipeline.config import Config, Source, resolve_secret
+from pipeline.config import Config, Source
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def signer_for(config: Config, source: Source) -> Signer:
     auth = source.auth
     if auth.private_key is None:
         raise ConfigError(f"source {source.name} has no auth.private_key")
-    pem = resolve_secret(auth.private_key, config.folder)
+    pem = config.secret(auth.private_key)
     return PemSigner.from_pem(pem, auth.algorithm, auth.kid)
 
 
@@ -56,11 +56,11 @@ def authentication(config: Config, source: Source, http: httpx.Client) -> httpx.
     tokens = SmartTokenSource(
         signer=signer_for(config, source),
         client_id=auth.client_id or "",
-        scope=auth.scope,
+        scope=auth.scope or "system/*.rs",
         token_url=auth.token_url,
         audience=auth.audience,
         fhir_url=source.fhir_url,
-        body=auth.token_body,
+        body=auth.token_body or "form",
     )
     allowed = download_policy(source).allowed_origins
     return BearerAuth(tokens, http, [origin(source.fhir_url), *allowed])
@@ -105,7 +105,7 @@ def connect(config: Config, source: Source) -> Connection:
     """
     identity = hashlib.sha256(source.model_dump_json().encode())
     if source.auth.private_key is not None:
-        identity.update(resolve_secret(source.auth.private_key, config.folder))
+        identity.update(config.secret(source.auth.private_key))
     with _connecting:
         connection = _connections.get(identity.hexdigest())
         if connection is None:
