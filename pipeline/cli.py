@@ -7,6 +7,8 @@ import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -45,7 +47,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-keys_app = typer.Typer(help="Make the private keys that sign in at servers.", no_args_is_help=True)
+keys_app = typer.Typer(help="Make and rotate the private keys that sign in at servers.", no_args_is_help=True)
 app.add_typer(keys_app, name="keys")
 
 
@@ -192,9 +194,37 @@ def keys_new(
     say(f"Register its public half at the server: fhir-export jwks --key {out}")
 
 
+@keys_app.command("rotate")
+def keys_rotate(
+    context: typer.Context,
+    source: SourceArgument,
+    wait_minutes: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="How long the new key is published first. Default: key_rotation.wait_minutes."
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Make the next key of a source. It is published at once and signs later, by the clock, everywhere.
+
+    Example: fhir-export keys rotate hosp_a
+    """
+    from pipeline.terminal import key_rotation
+
+    config = _options(context).load()
+    minutes = config.key_rotation.wait_minutes if wait_minutes is None else wait_minutes
+    done = key_rotation.rotate(config, config.source(source), timedelta(minutes=minutes))
+    for line in done.lines:
+        say(line)
+    if as_json:
+        give_json(done.as_json())
+
+
 @app.command()
 def jwks(
     context: typer.Context,
+    source: OptionalSource = None,
     key: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="One private key; else those of all sources in the configuration."),
@@ -209,19 +239,105 @@ def jwks(
     """
     from pipeline.terminal import public_keys
 
-    missing: list[ExportError] = []
+    missing: dict[str, ExportError] = {}
 
     def note(source: str, error: ExportError) -> None:
-        missing.append(error)
-        say(f"the key of {source} is missing: {error}")
+        if source not in missing:
+            say(f"the key of {source} is missing: {error}")
+        missing[source] = error
 
-    keys = public_keys.set_of_file(key) if key else public_keys.set_of_sources(_options(context).load(), note)
+    if key:
+        chosen: tuple[Source, ...] = ()
+        wait = timedelta(seconds=3 * public_keys.CACHE_SECONDS)
+        read = partial(public_keys.set_of_file, key)
+    else:
+        config = _options(context).load()
+        chosen = _chosen(config, source)
+        wait = timedelta(minutes=config.key_rotation.wait_minutes)
+        read = partial(public_keys.PublishedKeys(config, chosen).read, note)
     if serve:
-        public_keys.serve(keys, host, port, lambda url: say(f"serving {len(keys['keys'])} keys at {url}"))
+        public_keys.serve(
+            read,
+            wait,
+            host,
+            port,
+            lambda url, keys: say(f"serving {len(keys['keys'])} keys at {url}"),
+        )
         return
-    give_json(keys)
-    if missing:
-        raise typer.Exit(missing[0].exit_code)
+    give_json(read())
+    for line in public_keys.where_to_paste(chosen):
+        say(line)
+    for error in missing.values():
+        raise typer.Exit(error.exit_code)
+
+
+@app.command()
+def register(
+    context: typer.Context,
+    source: SourceArgument,
+    do_it: Annotated[
+        bool, typer.Option("--apply", help="Do what can be done from here: aidbox, smartbox, apim-smart.")
+    ] = False,
+    as_json: Json = False,
+    jwks_url: Annotated[
+        str | None, typer.Option(metavar="URL", help="Where our JWK Set is served. Default: auth.jku.")
+    ] = None,
+    admin_token: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REF", help="With --apply at a box: file:PATH or env:NAME, a token or user:password."
+        ),
+    ] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Overwrite a Client of another kind too.")
+    ] = False,
+    tenant_form: Annotated[
+        Literal["_tenant", "tenant"] | None,
+        typer.Option(help="Smartbox: the link to the tenant, meta._tenant (older) or meta.tenant (newer)."),
+    ] = None,
+    vault: Annotated[
+        str | None, typer.Option(metavar="NAME", help="apim-smart: the Key Vault that ends in backkv.")
+    ] = None,
+    client_secret: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REF", help="apim-smart: the client's Entra secret, file:PATH, env:NAME or prompt."
+        ),
+    ] = None,
+    resource_group: Annotated[str | None, typer.Option(metavar="NAME", help="For the az commands.")] = None,
+    apim_name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="apim-smart: the API Management service.")
+    ] = None,
+) -> None:
+    """Print what the source's system wants before it knows this client: commands and requests to paste.
+
+    Nothing is sent without --apply. Example: fhir-export register hosp_a --apply --admin-token file:admin.txt
+    """
+    from pipeline.registration.steps import Known
+    from pipeline.registration.vault import vault_name
+    from pipeline.terminal import registering
+
+    config = _options(context).load()
+    chosen = config.source(source)
+    known = Known(
+        resource_group=resource_group,
+        apim_name=apim_name,
+        vault=vault_name(vault) if vault else None,
+        jwks_url=registering.public_url(jwks_url),
+        tenant_form=tenant_form,
+        secret_file=registering.secret_file(config, chosen, client_secret),
+    )
+    if do_it:
+        asked = registering.Applying(admin_token, client_secret, vault, replace)
+        done = registering.apply(config, chosen, known, asked)
+        if as_json:
+            give_json(done)
+        return
+    found = registering.find(config, chosen, known)
+    if as_json:
+        give_json(found.as_json())
+    else:
+        registering.show(found)
 
 
 # --- exports -----------------------------------------------------------------------------------------

@@ -327,6 +327,17 @@ class Source(_Strict):
             raise ValueError(f"{', '.join(unknown)}: not a resource type of FHIR R4, such as Observation")
         return tuple(dict.fromkeys(value))
 
+    @model_validator(mode="after")
+    def _knobs(self) -> Source:
+        if self.knobs:
+            from pipeline.bulkdata.profiles import profile_of
+
+            try:
+                profile_of(self.profile, self.knobs)
+            except ConfigError as error:
+                raise ValueError(str(error)) from None
+        return self
+
     @field_validator("schedule")
     @classmethod
     def _cron(cls, value: str) -> str:

@@ -46,6 +46,8 @@ class Azurite:
     process: subprocess.Popen[bytes]
     log: Path
     """Azurite's access log: one line per request with method, path and status; no headers."""
+    headers_log: Path
+    """Azurite's debug log, which has every request's headers; empty unless it was asked for."""
 
     @property
     def connection_string(self) -> str:
@@ -90,17 +92,23 @@ class Azurite:
 
 
 @contextmanager
-def start_azurite(folder: Path, authority: Authority | None = None, *, port: int = 0) -> Iterator[Azurite]:
+def start_azurite(
+    folder: Path, authority: Authority | None = None, *, port: int = 0, headers: bool = False
+) -> Iterator[Azurite]:
     """Runs until the end of the block. With `authority` over TLS, where it takes bearer tokens too.
+
+    `headers`: every request's headers are written to `headers_log`.
 
     Everything it holds is in memory and ends with it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    log = folder / "azurite.log"
+    log, headers_log = folder / "azurite.log", folder / "azurite-headers.log"
     command = [str(_NODE), str(_AZURITE), "--blobHost", "127.0.0.1", "--blobPort", str(port)]
     command += ["--skipApiVersionCheck", "--inMemoryPersistence", "--disableTelemetry"]
     if authority is not None:
         command += ["--cert", str(authority.certificate), "--key", str(authority.key), "--oauth", "basic"]
+    if headers:
+        command += ["--debug", str(headers_log)]
     process = subprocess.Popen(
         command,
         cwd=folder,
@@ -111,7 +119,7 @@ def start_azurite(folder: Path, authority: Authority | None = None, *, port: int
     )
     try:
         endpoint = _endpoint(process, log)
-        yield Azurite(endpoint, process, log)
+        yield Azurite(endpoint, process, log, headers_log)
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait(20)

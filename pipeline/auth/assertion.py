@@ -37,6 +37,7 @@ def client_assertion(
     """
     if not timedelta(0) < lifetime <= GREATEST_LIFETIME:
         raise ConfigError("an assertion lives for more than zero and at most five minutes")
+    signer = signer.current()
     expires = (datetime.now(UTC) if now is None else now) + lifetime
     claims = {
         "iss": client_id,

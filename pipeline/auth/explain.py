@@ -5,7 +5,6 @@ Everything that a server said passes through `clean` before it is repeated.
 
 from __future__ import annotations
 
-import re
 import socket
 import ssl
 from collections.abc import Collection, Iterator, Mapping
@@ -16,6 +15,7 @@ from typing import Any
 import httpx
 
 from pipeline.auth.origins import printable
+from pipeline.azure.entra_errors import entra_advice
 from pipeline.errors import AuthError
 from pipeline.redaction import clean
 from pipeline.retry_after import http_date
@@ -37,20 +37,17 @@ class TokenRequest:
     algorithm: str | None = None
     accepted_algorithms: tuple[str, ...] | None = None
     secrets: tuple[str, ...] = field(default=(), repr=False)
+    entra: bool = False
+    """Whether it goes to Entra itself, where the address is made of authority and tenant."""
 
     @property
     def where(self) -> str:
         return printable(self.token_url)
 
-
-_ENTRA_ADVICE = {
-    "AADSTS7000215": "The client secret is wrong: store its value, not its id.",
-    "AADSTS7000222": "The client secret has expired: make a new one in Entra and store it.",
-    "AADSTS700016": "Entra does not know this client id in this tenant: check client_id and tenant.",
-    "AADSTS90002": "Entra does not know this tenant: check tenant and authority.",
-    "AADSTS500011": "Entra does not know the audience: check auth.audience, and that it is of this tenant.",
-    "AADSTS1002012": "The scope must be '{audience}/.default'.",
-}
+    @property
+    def address_setting(self) -> str:
+        """What to check in the configuration when this is the wrong address."""
+        return "auth.authority and auth.tenant_id" if self.entra else "auth.token_url"
 
 
 def refusal(answer: httpx.Response, asked: TokenRequest) -> AuthError:
@@ -68,8 +65,20 @@ def refusal(answer: httpx.Response, asked: TokenRequest) -> AuthError:
         advice = _oauth_advice(code, str(body.get("error_description", "")), asked)
     else:
         cause = f"{asked.where} answered HTTP {answer.status_code}{said}"
-        advice = _status_advice(answer.status_code, asked)
+        advice = (
+            _api_management_advice(answer.status_code, asked)
+            if _is_api_management(body)
+            else _status_advice(answer.status_code, asked)
+        )
     return AuthError(cause, f"{advice}{_skew_hint(answer)}")
+
+
+def trouble_advice(body: Mapping[str, Any], asked: TokenRequest) -> str:
+    """What to do about a token endpoint's passing trouble."""
+    later = "The server is busy or in trouble; try again later."
+    if not _is_api_management(body):
+        return later
+    return f"{later} If it stays: {_api_management_advice(500, asked)}"
 
 
 def unusable(answer: httpx.Response, asked: TokenRequest, lack: str) -> AuthError:
@@ -78,25 +87,27 @@ def unusable(answer: httpx.Response, asked: TokenRequest, lack: str) -> AuthErro
         return _not_json(answer, asked)
     return AuthError(
         f"{asked.where} answered HTTP {answer.status_code}, but {lack}",
-        "Check auth.token_url: it must be the OAuth token endpoint.",
+        f"Check {asked.address_setting}: it must be the OAuth token endpoint.",
     )
 
 
 def resource_refusal(answer: httpx.Response) -> AuthError:
-    """The error for a 401 or 403 to a request that carried a bearer token."""
+    """The error for a 401 or 403 to a request that carried a bearer token (azure-and-aidbox C)."""
     where = printable(answer.request.url)
     said = clean(answer.headers.get("WWW-Authenticate", ""))
     cause = f"{where} answered HTTP {answer.status_code}{f' ({said})' if said else ''}"
     if answer.status_code == 401:
         return AuthError(
             cause,
-            "The server does not accept the token: check auth.audience, the tenant, and that fhir_url and "
-            f"token URL belong to the same server.{_skew_hint(answer)}",
+            "The server does not accept the token: check auth.audience (exactly as the server expects it), "
+            f"the tenant, and that fhir_url and token URL belong to the same server.{_skew_hint(answer)}",
         )
     return AuthError(
         cause,
-        "The token is good, but this client may not do that: check its role or access policy at the server, "
-        "the granted scope, and the group or resource types asked for.",
+        "The token is good, but this client may not do that: check its role or access policy at the server "
+        "(Azure: role FHIR Data Exporter, for API Management the app role system.all.read; a new role "
+        "takes minutes to work, for a managed identity up to a day), the granted scope, and the group or "
+        "resource types asked for.",
     )
 
 
@@ -163,10 +174,37 @@ def _speaks_in(issue: object) -> bool:
     return isinstance(issue, dict) and _speaks(issue.get("diagnostics"))
 
 
+def _is_api_management(body: Mapping[str, Any]) -> bool:
+    """The SMART sample's own errors (azure-and-aidbox A); those of Entra behind it pass through unchanged."""
+    return "error" not in body and _speaks(body.get("Name")) and "Id" in body and "Code" in body
+
+
+def _api_management_advice(status: int, asked: TokenRequest) -> str:
+    form = "auth.token_body must be form"
+    checks = [
+        "auth.audience must be exactly https://HOST/auth/token, HOST being the ApiManagementHostName that "
+        f"the sample was deployed with, whatever the custom domain (sent: '{asked.audience}')",
+        f"the Key Vault whose name ends in backkv must hold a secret named '{asked.client_id}' with a tag "
+        "jwks_url, the address at which API Management serves our JWK Set",
+        f"the named value JWKS of API Management must hold our key, kid '{asked.kid}' ('fhir-export jwks' "
+        "prints it)",
+    ]
+    checks = [form, *checks] if status == 400 else [*checks, form]
+    numbered = "; ".join(f"({number}) {check}" for number, check in enumerate(checks, 1))
+    return f"This is the SMART sample of API Management: {numbered}."
+
+
 def _oauth_advice(code: str, description: str, asked: TokenRequest) -> str:
-    for entra_code, advice in _ENTRA_ADVICE.items():
-        if re.search(rf"\b{entra_code}\b", description):
-            return advice
+    advice = entra_advice(description)
+    if advice is not None and asked.entra:
+        return advice
+    if advice is not None:
+        return (
+            f"{advice} It is Entra, behind this token endpoint, that says so: with API Management the secret "
+            f"for client '{asked.client_id}' is the value of the Key Vault secret of that name."
+        )
+    if asked.entra:
+        return _entra_in_general(asked)
     if code == "invalid_client":
         return _who_we_are(asked)
     if code == "invalid_scope":
@@ -186,7 +224,17 @@ def _oauth_advice(code: str, description: str, asked: TokenRequest) -> str:
     return _who_we_are(asked)
 
 
+def _entra_in_general(asked: TokenRequest) -> str:
+    return (
+        "Look its AADSTS number up at https://login.microsoftonline.com/error, and check auth.tenant_id, "
+        f"auth.client_id ('{asked.client_id}'), its secret or certificate, and auth.audience "
+        f"('{asked.audience}')."
+    )
+
+
 def _who_we_are(asked: TokenRequest) -> str:
+    if asked.entra:
+        return _entra_in_general(asked)
     if asked.kid is None:
         return (
             f"Check that client '{asked.client_id}' is registered and active, and that its secret is right."
@@ -205,7 +253,9 @@ def _who_we_are(asked: TokenRequest) -> str:
 
 def _status_advice(status: int, asked: TokenRequest) -> str:
     if status in {404, 405, 410}:
-        return "Check auth.token_url: there is no token endpoint at this address."
+        return f"Check {asked.address_setting}: there is no token endpoint at this address."
+    if asked.entra:
+        return _entra_in_general(asked)
     if status == 415:
         return "Set auth.token_body to the other of form and json."
     if status == 400:
@@ -219,8 +269,8 @@ def _redirected(answer: httpx.Response, asked: TokenRequest) -> AuthError:
     except (httpx.InvalidURL, ValueError):
         target = "(an unreadable URL)"
     return AuthError(
-        f"{asked.where} redirects to {target}, where the assertion was not sent (protocol fact 9)",
-        "If that is the token endpoint, set auth.token_url to it; one to a login page means a wrong URL.",
+        f"{asked.where} redirects to {target}, where our credential was not sent (protocol fact 9)",
+        f"If that is the token endpoint, set {asked.address_setting} to it; a login page means a wrong URL.",
     )
 
 
@@ -233,7 +283,7 @@ def _not_json(answer: httpx.Response, asked: TokenRequest) -> AuthError:
     advice = (
         _status_advice(answer.status_code, asked)
         if answer.is_client_error and not html
-        else "Check auth.token_url: this may be a login page, a proxy, or a firewall in front of the server."
+        else f"Check {asked.address_setting}: this may be a login page, a proxy, or a firewall in between."
     )
     return AuthError(
         f"{asked.where} answered HTTP {answer.status_code} with {shape}, not with a token", advice

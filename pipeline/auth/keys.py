@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import stat
 from pathlib import Path
 from typing import Literal
 
@@ -87,6 +88,33 @@ def write_private_key(path: Path, pem: bytes) -> None:
             f"the private key cannot be written to {path}: {error.strerror}",
             "Choose a folder that this user can write to.",
         ) from None
+
+
+def replace_file(path: Path, content: bytes, like: Path) -> None:
+    """Put `content` at `path` in one step, durably, for those who can read `like` and nobody else.
+
+    Raises OSError; then what was at `path` is still there.
+    """
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    try:
+        _create(draft, content)
+        make_readable_like(draft, like)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def make_readable_like(path: Path, other: Path) -> None:
+    """The owner of `other`; mode 0600, and 0640 where its group reads it too.
+
+    A key that the service of today's key cannot read would fail when its time comes. Raises OSError.
+    """
+    wanted, mine = other.stat(), path.stat()
+    group_reads = bool(wanted.st_mode & stat.S_IRGRP)
+    if wanted.st_uid != mine.st_uid or (group_reads and wanted.st_gid != mine.st_gid):
+        os.chown(path, wanted.st_uid, wanted.st_gid)
+    path.chmod(0o640 if group_reads else 0o600)
 
 
 def read_pem(path: Path) -> bytes:

@@ -25,6 +25,9 @@ class Signer(Protocol):
     @property
     def kid(self) -> str: ...
 
+    def current(self) -> Signer:
+        """Who signs at this moment, for one signature: where keys rotate, `kid` and `sign` must be of one."""
+
     def sign(self, message: bytes) -> bytes:
         """The JWS signature of the message: PKCS#1 v1.5 for RS384, r||s in 96 bytes for ES384 (RFC 7518)."""
 
@@ -57,6 +60,10 @@ class PemSigner:
         """The same for a file; ConfigError also when it cannot be read."""
         return cls.from_pem(read_pem(path), algorithm, kid, password)
 
+    def named(self, kid: str) -> PemSigner:
+        """The same key under another kid, without reading it again."""
+        return PemSigner(self._key, self._algorithm, kid)
+
     @property
     def algorithm(self) -> Algorithm:
         return self._algorithm
@@ -64,6 +71,9 @@ class PemSigner:
     @property
     def kid(self) -> str:
         return str(self._jwk["kid"])
+
+    def current(self) -> PemSigner:
+        return self
 
     def sign(self, message: bytes) -> bytes:
         if isinstance(self._key, rsa.RSAPrivateKey):

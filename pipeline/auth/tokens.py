@@ -8,17 +8,27 @@ import random
 import re
 import threading
 import time
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import httpx
 
 from pipeline.auth.assertion import ASSERTION_TYPE, client_assertion
 from pipeline.auth.discovery import SmartConfiguration, discover
-from pipeline.auth.explain import TokenRequest, json_object, refusal, said_in, unreachable, unusable
+from pipeline.auth.explain import (
+    TokenRequest,
+    json_object,
+    refusal,
+    said_in,
+    trouble_advice,
+    unreachable,
+    unusable,
+)
 from pipeline.auth.origins import origin, printable, require_secure
 from pipeline.auth.signers import Signer
+from pipeline.azure.entra_errors import entra_verdict
 from pipeline.errors import AuthError, ConfigError, ExportError, Unreachable
 from pipeline.retry_after import retry_after
 
@@ -38,6 +48,7 @@ LONGEST_WAIT = 30.0
 _TOKEN = re.compile(r"[\x21-\x7e]+", re.ASCII)
 _PASSING_ERRORS = frozenset({"temporarily_unavailable", "server_error", "slow_down"})
 _PASSING_STATUS = frozenset({408, 425, 429})
+_ACCEPT_JSON = {"Accept": "application/json"}
 
 
 @dataclass(frozen=True)
@@ -69,67 +80,20 @@ class TokenSource(Protocol):
         """A new token. Raises AuthError when refused, Unreachable when there is no usable answer."""
 
 
-class SmartTokenSource:
-    """SMART Backend Services: a signed assertion for a token (protocol facts 5-8).
+class EndpointTokenSource(ABC):
+    """What asks a token endpoint over HTTP: tries again where that helps, each time with a new request.
 
-    `token_url` None means discovery, done at the first token; `audience` None means the token URL posted to.
     `clock` gives monotonic seconds and `sleep` waits for some.
     """
 
-    def __init__(
-        self,
-        signer: Signer,
-        client_id: str,
-        scope: str,
-        *,
-        fhir_url: str,
-        token_url: str | None = None,
-        audience: str | None = None,
-        body: Literal["form", "json"] = "form",
-        jku: str | None = None,
-        clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
-    ) -> None:
-        _require(client_id, "auth.client_id")
-        _require(scope, "auth.scope")
-        if body not in ("form", "json"):
-            raise ConfigError("auth.token_body is neither form nor json")
-        require_secure(fhir_url)
-        if token_url is not None:
-            require_secure(token_url)
-        self._signer = signer
-        self._client_id = client_id
-        self._scope = scope
-        self._fhir_url = fhir_url
-        self._configured_url = token_url
-        self._audience = audience
-        self._body = body
-        self._jku = jku
+    def __init__(self, clock: Callable[[], float], sleep: Callable[[float], None]) -> None:
         self._clock = clock
         self._sleep = sleep
-        self._discovered: SmartConfiguration | None = None
-        self._discovering = threading.Lock()
-
-    def __repr__(self) -> str:
-        return f"SmartTokenSource(client_id={self._client_id!r}, kid={self._signer.kid!r})"
 
     @property
+    @abstractmethod
     def token_origin(self) -> str | None:
-        if self._configured_url is not None:
-            return origin(self._configured_url)
-        found = self._discovered
-        return None if found is None else origin(found.token_endpoint)
-
-    def configuration(self, http: httpx.Client) -> SmartConfiguration:
-        """What the server says about signing in, asked once. Raises as `discover` does."""
-        with self._discovering:
-            if self._discovered is None:
-                self._discovered = discover(http, self._fhir_url)
-            return self._discovered
-
-    def token_url(self, http: httpx.Client) -> str:
-        """The configured token URL, else the discovered one."""
-        return self._configured_url or self.configuration(http).token_endpoint
+        """The origin that tokens come from, None while it is not known yet."""
 
     def fetch(self, http: httpx.Client) -> Token:
         """A new token: each try with an assertion of its own, passing failures tried again up to three times.
@@ -154,38 +118,110 @@ class SmartTokenSource:
     def _try(self, http: httpx.Client) -> Token | ExportError:
         """Errors are returned, not raised: inside an except block they would carry the request along."""
         try:
-            url = self.token_url(http)
+            asked, form = self._prepare(http)
         except ExportError as error:
             return error
-        asked, form = self._request(url)
         begun = self._clock()
         try:
-            answer = self._post(http, url, form)
+            answer = self._post(http, asked.token_url, form)
         except httpx.RequestError as error:
             cause, advice = unreachable(error)
-            return Unreachable(f"the token endpoint {printable(url)} cannot be reached: {cause}", advice)
+            return Unreachable(f"the token endpoint {asked.where} cannot be reached: {cause}", advice)
         outcome = read_answer(answer, asked, begun)
         if isinstance(outcome, Token):
             logger.info(
-                "signed in at %s as %s, for %.0f s", asked.where, self._client_id, outcome.expires_at - begun
+                "signed in at %s as %s, for %.0f s", asked.where, asked.client_id, outcome.expires_at - begun
             )
         elif answer.status_code in (404, 410):
-            self._discovered = None  # it may have moved
+            self._moved()
         return outcome
 
-    def _request(self, url: str) -> tuple[TokenRequest, dict[str, str]]:
+    @abstractmethod
+    def _prepare(self, http: httpx.Client) -> tuple[TokenRequest, dict[str, str]]:
+        """One request's description and form. Raises ExportError."""
+
+    def _moved(self) -> None:  # noqa: B027 - only an endpoint that was discovered can be looked for anew
+        """The endpoint is not there (any more)."""
+
+    def _post(self, http: httpx.Client, url: str, form: dict[str, str]) -> httpx.Response:
+        return http.request("POST", url, data=form, headers=_ACCEPT_JSON, auth=None, follow_redirects=False)
+
+
+class SmartTokenSource(EndpointTokenSource):
+    """SMART Backend Services: a signed assertion for a token (protocol facts 5-8).
+
+    `signer` may be a function that gives one: it is asked at each try, so that a rotated key signs at once.
+    `token_url` None means discovery, done at the first token; `audience` None means the token URL posted to.
+    `body`: API Management takes the form only, Aidbox both (azure-and-aidbox A, B).
+    """
+
+    def __init__(
+        self,
+        signer: Signer | Callable[[], Signer],
+        client_id: str,
+        scope: str,
+        *,
+        fhir_url: str,
+        token_url: str | None = None,
+        audience: str | None = None,
+        body: Literal["form", "json"] = "form",
+        jku: str | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        super().__init__(clock, sleep)
+        _require(client_id, "auth.client_id")
+        _require(scope, "auth.scope")
+        if body not in ("form", "json"):
+            raise ConfigError("auth.token_body is neither form nor json")
+        require_secure(fhir_url)
+        if token_url is not None:
+            require_secure(token_url)
+        self._signer: Callable[[], Signer] = signer if callable(signer) else lambda: signer
+        self._client_id = client_id
+        self._scope = scope
+        self._fhir_url = fhir_url
+        self._configured_url = token_url
+        self._audience = audience
+        self._body = body
+        self._jku = jku
+        self._discovered: SmartConfiguration | None = None
+        self._discovering = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"SmartTokenSource(client_id={self._client_id!r}, fhir_url={printable(self._fhir_url)!r})"
+
+    @property
+    def token_origin(self) -> str | None:
+        if self._configured_url is not None:
+            return origin(self._configured_url)
+        found = self._discovered
+        return None if found is None else origin(found.token_endpoint)
+
+    def configuration(self, http: httpx.Client) -> SmartConfiguration:
+        """What the server says about signing in, asked once. Raises as `discover` does."""
+        with self._discovering:
+            if self._discovered is None:
+                self._discovered = discover(http, self._fhir_url)
+            return self._discovered
+
+    def token_url(self, http: httpx.Client) -> str:
+        """The configured token URL, else the discovered one."""
+        return self._configured_url or self.configuration(http).token_endpoint
+
+    def _prepare(self, http: httpx.Client) -> tuple[TokenRequest, dict[str, str]]:
+        url = self.token_url(http)
         audience = self._audience or url
-        assertion = client_assertion(
-            self._signer, client_id=self._client_id, audience=audience, jku=self._jku
-        )
+        signer = self._signer()
+        assertion = client_assertion(signer, client_id=self._client_id, audience=audience, jku=self._jku)
         found = self._discovered
         asked = TokenRequest(
             token_url=url,
             client_id=self._client_id,
             scope=self._scope,
             audience=audience,
-            kid=self._signer.kid,
-            algorithm=self._signer.algorithm,
+            kid=signer.kid,
+            algorithm=signer.algorithm,
             accepted_algorithms=None if found is None else found.signing_algorithms_supported,
             secrets=(assertion,),
         )
@@ -196,11 +232,13 @@ class SmartTokenSource:
             "client_assertion": assertion,
         }
 
+    def _moved(self) -> None:
+        self._discovered = None
+
     def _post(self, http: httpx.Client, url: str, form: dict[str, str]) -> httpx.Response:
-        headers = {"Accept": "application/json"}
-        if self._body == "json":
-            return http.request("POST", url, json=form, headers=headers, auth=None, follow_redirects=False)
-        return http.request("POST", url, data=form, headers=headers, auth=None, follow_redirects=False)
+        if self._body == "form":
+            return super()._post(http, url, form)
+        return http.request("POST", url, json=form, headers=_ACCEPT_JSON, auth=None, follow_redirects=False)
 
 
 def read_answer(answer: httpx.Response, asked: TokenRequest, begun: float) -> Token | AuthError | Unreachable:
@@ -208,18 +246,26 @@ def read_answer(answer: httpx.Response, asked: TokenRequest, begun: float) -> To
     if answer.is_success:
         return _read_token(answer, asked, begun)
     body = json_object(answer) or {}
-    code = body.get("error")
-    known_error = isinstance(code, str) and code != "" and code not in _PASSING_ERRORS
-    passing_status = answer.status_code in _PASSING_STATUS or (
-        answer.is_server_error and answer.status_code != 501 and not known_error
-    )
-    if passing_status or (isinstance(code, str) and code in _PASSING_ERRORS):
+    if _may_pass(answer, body):
         return Unreachable(
             f"{asked.where} answered HTTP {answer.status_code}{said_in(body, asked.secrets)}",
-            "The server is busy or in trouble; try again later.",
+            trouble_advice(body, asked),
             retry_after(answer.headers),
         )
     return refusal(answer, asked)
+
+
+def _may_pass(answer: httpx.Response, body: Mapping[str, Any]) -> bool:
+    code = body.get("error")
+    named = code if isinstance(code, str) else ""
+    verdict = entra_verdict(str(body.get("error_description", "")))
+    if verdict is not None:
+        return verdict
+    return (
+        named in _PASSING_ERRORS
+        or answer.status_code in _PASSING_STATUS
+        or (answer.is_server_error and answer.status_code != 501 and not named)
+    )
 
 
 def expires_in_seconds(said: object) -> float:

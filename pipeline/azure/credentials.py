@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import AzureIdentity
+from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     from azure.core.credentials import TokenCredential
@@ -16,6 +17,15 @@ if TYPE_CHECKING:
 
 ReadSecret = Callable[[str], bytes]
 """Reference -> secret, such as `Config.secret`."""
+
+_ADVICE = {
+    "workload-identity": "Set tenant_id and client_id, or run where the workload identity webhook sets "
+    "AZURE_TENANT_ID, AZURE_CLIENT_ID and AZURE_FEDERATED_TOKEN_FILE",
+    "service-principal": "Check tenant_id, client_id and authority; a certificate is a PEM file with the "
+    "private key and the certificate",
+    "managed-identity": "Check client_id: it is the client id of a user-assigned identity",
+    "default": "Check authority",
+}
 
 STORAGE_SCOPE = "https://storage.azure.com/.default"
 
@@ -46,13 +56,23 @@ def async_token_credential(identity: AzureIdentity, secret: ReadSecret) -> Async
 
 
 def _build(library: Any, identity: AzureIdentity, secret: ReadSecret) -> Any:
-    options: dict[str, Any] = {}
+    try:
+        return _of_kind(library, identity, secret)
+    except ValueError:  # its text may quote what was given
+        raise ConfigError(
+            f"no {identity.kind} can be used as it is configured", _ADVICE[identity.kind]
+        ) from None
+
+
+def _of_kind(library: Any, identity: AzureIdentity, secret: ReadSecret) -> Any:
+    # Callers wait and ask again by their own rules: a sensor's tick must not sleep through the library's.
+    options: dict[str, Any] = {"retry_total": 2}
     if identity.authority is not None:
         options["authority"] = identity.authority
         # Microsoft's directory of clouds knows only these; any other authority was named by the operator.
         options["disable_instance_discovery"] = identity.authority not in _PUBLIC_AUTHORITIES
     if identity.kind == "managed-identity":
-        return library.ManagedIdentityCredential(client_id=identity.client_id)
+        return library.ManagedIdentityCredential(client_id=identity.client_id, retry_total=2)
     if identity.kind == "workload-identity":
         return library.WorkloadIdentityCredential(
             tenant_id=identity.tenant_id, client_id=identity.client_id, **options

@@ -1,17 +1,16 @@
-"""The Bulk Data client: the only module here that sends requests."""
+"""The Bulk Data client: what a server is asked for, and in which order."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from pipeline.auth.origins import origin, printable, require_secure
+from pipeline.auth.origins import printable, require_secure
 from pipeline.bulkdata.answers import (
     Accepted,
     Complete,
@@ -20,17 +19,17 @@ from pipeline.bulkdata.answers import (
     StatusAnswer,
     Throttled,
 )
-from pipeline.bulkdata.decoding import BLOCK, Decoder
 from pipeline.bulkdata.downloads import Downloaded
-from pipeline.bulkdata.exchange import Exchange, Reply, translated
+from pipeline.bulkdata.exchange import Exchange, Reply
 from pipeline.bulkdata.http_logs import keep_logs_clean
-from pipeline.bulkdata.inspection import LONGEST_LINE, LineInspector
+from pipeline.bulkdata.inspection import LONGEST_LINE
 from pipeline.bulkdata.locations import is_elsewhere, resolve
 from pipeline.bulkdata.manifest import ManifestFile, assemble, next_page
 from pipeline.bulkdata.outcome import describe, read_json, read_outcome
 from pipeline.bulkdata.parameters import KickoffParameters, encode_query
 from pipeline.bulkdata.policy import DownloadPolicy
 from pipeline.bulkdata.profiles import Profile
+from pipeline.bulkdata.transfer import CutShort, Transfer, final
 from pipeline.bulkdata.verdicts import (
     Page,
     delete_verdict,
@@ -40,23 +39,20 @@ from pipeline.bulkdata.verdicts import (
     unexpected,
 )
 from pipeline.errors import (
-    AuthError,
     ConfigError,
     DownloadRefused,
     KickoffRejected,
-    LakeError,
     ServerRefused,
     Unreachable,
     VerificationFailed,
 )
-from pipeline.retry_after import pace, retry_after
+from pipeline.retry_after import pace
 
 MOST_PAGES = 10_000
 LONGEST_PAUSE = 30.0
 """Seconds; a file whose server asks for a longer wait is left to the next attempt."""
 
 _FHIR_JSON = "application/fhir+json"
-_NDJSON = "application/fhir+ndjson"
 
 
 class BulkClient:
@@ -143,26 +139,47 @@ class BulkClient:
     ) -> Downloaded:
         """Stream one file to `into`, exactly as on the wire, and look at every line on its way.
 
-        `into` exists afterwards only if the file is whole; it is not synced. A broken transfer is begun anew
-        a few times. Lines of another type, bad lines and a wrong count are reported, for `downloads.verify`
-        to judge; half a last line is a bad line only where nothing behind it can be missing.
-        Raises DownloadRefused (403, 404, or a URL that must not be asked), AuthError (401 with a token),
-        VerificationFailed (no NDJSON, damaged, cut short), Unreachable, LakeError (the disk).
+        `into` exists afterwards only if the file is whole; it is not synced. A broken transfer goes on where
+        it stopped, where that is safe, or is begun anew, a few times (see `transfer`). Lines of another type,
+        bad lines and a wrong count are reported, for `downloads.verify` to judge; half a last line is a bad
+        line only where nothing behind it can be missing.
+        Raises DownloadRefused (403, 404, or a URL that must not be asked), AuthError (401 with a token; 401
+        and 403 of a storage account), VerificationFailed (no NDJSON, damaged, cut short), Unreachable,
+        LakeError (the disk).
         """
-        bearer = self._policy.bearer_goes(file.url, self.fhir_url, requires_access_token)
-        headers = {"Accept": _NDJSON, "Accept-Encoding": "gzip" if compressed else "identity"}
-        for number in range(1, self._download_tries + 1):
-            try:
-                transfer = _Transfer(
-                    self._exchange, file, into, self._longest_line, last_try=number == self._download_tries
-                )
-                return transfer.run(headers, bearer, number)
-            except (Unreachable, _CutShort) as error:
-                wait = error.retry_after if isinstance(error, Unreachable) else None
-                if number == self._download_tries or (wait or 0) > LONGEST_PAUSE:
-                    raise _final(error) from None
-                self._sleep(pace(number - 1, wait, first=1.0, longest=LONGEST_PAUSE))
-        raise AssertionError("unreachable: the last try returns or raises")
+        route = self._policy.route(file.url, self.fhir_url, requires_access_token)
+        with Transfer(
+            self._exchange,
+            file,
+            into,
+            route,
+            compressed=compressed,
+            resume=self.profile.range_resume,
+            longest_line=self._longest_line,
+        ) as transfer:
+            failures = 0
+            while True:
+                try:
+                    return transfer.run(last_try=failures + 1 >= self._download_tries)
+                except (Unreachable, CutShort) as error:
+                    failures = 1 if transfer.got_on else failures + 1
+                    wait = error.retry_after if isinstance(error, Unreachable) else None
+                    if failures >= self._download_tries or (wait or 0) > LONGEST_PAUSE:
+                        raise final(error) from None
+                    pause = pace(failures - 1, wait, first=1.0, longest=LONGEST_PAUSE)
+                self._sleep(pause)
+
+    def forbidden(self, file: ManifestFile, requires_access_token: bool | None) -> str | None:
+        """Why this file must not be asked for at all, such as a token demanded by a foreign host; None when
+        it may be.
+
+        For `error` files where the profile's knob `error_files` is `optional` (azure-and-aidbox A).
+        """
+        try:
+            self._policy.route(file.url, self.fhir_url, requires_access_token)
+        except DownloadRefused as error:
+            return error.cause
+        return None
 
     def capability(self) -> dict[str, Any]:
         """The CapabilityStatement, asked for without a token. Raises Unreachable, ServerRefused,
@@ -237,133 +254,5 @@ class BulkClient:
         return self._exchange.fetch("GET", resolve(self.fhir_url, asked_url, location), headers, bearer=True)
 
 
-class _CutShort(VerificationFailed):
-    """Internal: what arrived ends too early or is damaged; asking again may help."""
-
-
-def _final(error: Unreachable | _CutShort) -> Unreachable | VerificationFailed:
-    return VerificationFailed(error.cause, error.advice) if isinstance(error, _CutShort) else error
-
-
 def _short(reply: Reply) -> str:
     return describe(reply.body) if reply.status >= 400 else "no JSON object"
-
-
-class _Transfer:
-    """One try at one file: through a `.part` file, so that `into` is never half a file."""
-
-    def __init__(
-        self, exchange: Exchange, file: ManifestFile, into: Path, longest_line: int, *, last_try: bool
-    ) -> None:
-        self._exchange = exchange
-        self._last_try = last_try
-        self._file = file
-        self._into = into
-        self._part = into.with_name(f"{into.name}.part")
-        self._decoder = Decoder()
-        self._inspector = LineInspector(longest_line)
-        self._sha256 = hashlib.sha256()
-        self._decoded_bytes = 0
-        self._wire_bytes = 0
-
-    def run(self, headers: Mapping[str, str], bearer: bool, number: int) -> Downloaded:
-        url = self._file.url
-        try:
-            with (
-                translated(url),
-                self._exchange.stream(
-                    "GET", url, headers, bearer=bearer, elsewhere=True, refusal=DownloadRefused
-                ) as response,
-            ):
-                self._judge(response, bearer)
-                self._receive(response)
-            self._part.replace(self._into)
-        except OSError as error:
-            raise LakeError(
-                f"a downloaded file cannot be written ({error.strerror})", "Check the disk."
-            ) from None
-        except VerificationFailed as error:
-            raise type(error)(f"{self._file.label}: {error.cause}", error.advice) from None
-        finally:
-            self._part.unlink(missing_ok=True)
-        return self._result(response, number)
-
-    def _judge(self, response: httpx.Response, bearer: bool) -> None:
-        status = response.status_code
-        if status in (200, 204):
-            return
-        what = f"{self._file.label} was answered with HTTP {status}"
-        if status == 401 and bearer:
-            raise AuthError(what, "The token is not accepted for files: check the scopes of the client.")
-        if status == 401:
-            raise DownloadRefused(
-                what, "No token was sent: the manifest did not ask for one; see downloads.auth."
-            )
-        if status in (403, 404, 410):
-            raise DownloadRefused(what, _expired_advice(self._file.url))
-        if status in (408, 425, 429) or status >= 500:
-            raise Unreachable(what, "Trying again may help.", retry_after(response.headers))
-        raise DownloadRefused(what, "Look at the file's URL at the server.")
-
-    def _receive(self, response: httpx.Response) -> None:
-        encoding = response.headers.get("content-encoding", "identity").strip().lower()
-        if encoding not in ("", "identity", "gzip", "x-gzip"):
-            raise VerificationFailed("the file came in an encoding that was not asked for", "Report it.")
-        with self._part.open("wb") as out:
-            for chunk in response.iter_raw(BLOCK):
-                self._wire_bytes += len(chunk)
-                out.write(chunk)
-                self._look(self._blocks(chunk))
-        self._look(self._blocks(None))
-        self._inspector.close()
-        if self._inspector.cut and not self._is_whole(response):
-            raise _CutShort("the last line is incomplete", "It is fetched anew at the next attempt.")
-
-    def _is_whole(self, response: httpx.Response) -> bool:
-        """Whether a file that ends in half a line is all that the server has.
-
-        A body of the length that was announced before it is. The end of a chunked body or of gzip proves
-        nothing: a proxy may have ended it for a server that died (protocol section 6). Then only the
-        manifest's count tells that no line is missing, and asking again might bring the line's other half.
-        """
-        if "content-length" in response.headers:
-            return True
-        return self._last_try and self._file.count == self._inspector.lines
-
-    def _blocks(self, chunk: bytes | None) -> Iterator[bytes]:
-        try:
-            yield from self._decoder.close() if chunk is None else self._decoder.feed(chunk)
-        except VerificationFailed as error:
-            raise _CutShort(error.cause, error.advice) from None
-
-    def _look(self, blocks: Iterator[bytes]) -> None:
-        for block in blocks:
-            self._sha256.update(block)
-            self._decoded_bytes += len(block)
-            self._inspector.feed(block)
-
-    def _result(self, response: httpx.Response, number: int) -> Downloaded:
-        seen = self._inspector
-        return Downloaded(
-            path=self._into,
-            encoding=self._decoder.encoding,
-            wire_bytes=self._wire_bytes,
-            decoded_bytes=self._decoded_bytes,
-            sha256=self._sha256.hexdigest(),
-            lines=seen.lines,
-            count_matches=self._file.count is None or self._file.count == seen.lines,
-            types_seen=dict(seen.types_seen),
-            blank_lines=seen.blank,
-            malformed=seen.malformed,
-            malformed_lines=tuple(seen.malformed_lines),
-            etag=response.headers.get("etag"),
-            last_modified=response.headers.get("last-modified"),
-            content_type=response.headers.get("content-type"),
-            requests=number,
-        )
-
-
-def _expired_advice(url: str) -> str:
-    if ".blob.core." in origin(url, error=DownloadRefused):
-        return "It lies in a storage account: links expire, and a bare one wants downloads.auth: storage."
-    return "Links expire: a fresh manifest is fetched at the next attempt."

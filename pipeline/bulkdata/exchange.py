@@ -76,20 +76,23 @@ class Exchange:
         bearer: bool,
         content: bytes | None = None,
         elsewhere: bool = False,
+        redirects: bool = True,
         refusal: type[ExportError] = ServerRefused,
     ) -> Iterator[httpx.Response]:
         """The answer at the end of its redirects, not yet read. `elsewhere`: another origin may be followed
-        to.
+        to. `redirects` False: none is followed, and `headers` may hold another credential than the token.
 
         httpx's own errors pass through: wrap it in `translated`.
         """
         require_secure(url, error=refusal)
         for _ in range(MOST_REDIRECTS + 1):
-            response = self._send(method, url, headers, bearer, content)
+            response = self._send(method, url, headers, bearer, content, own=not redirects)
             try:
                 if response.status_code not in _REDIRECTS:
                     yield response
                     return
+                if not redirects:
+                    raise refusal(f"{printable(url)} redirects elsewhere", "No credential follows there.")
                 target = _target(method, url, response, elsewhere, refusal)
             finally:
                 response.close()
@@ -100,10 +103,19 @@ class Exchange:
         )
 
     def _send(
-        self, method: str, url: str, headers: Mapping[str, str], bearer: bool, content: bytes | None
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        bearer: bool,
+        content: bytes | None,
+        *,
+        own: bool,
     ) -> httpx.Response:
+        """`own`: an `Authorization` among `headers` is sent; one that the client was made with never is."""
         request = self._http.build_request(method, url, headers=dict(headers), content=content)
-        request.headers.pop("authorization", None)
+        if not (own and "Authorization" in headers):
+            request.headers.pop("authorization", None)
         auth = httpx.USE_CLIENT_DEFAULT if bearer else None
         return self._http.send(request, auth=auth, stream=True, follow_redirects=False)
 

@@ -1,17 +1,26 @@
-"""Which file URLs are asked for, and which of them see the bearer token (protocol facts 9 and 28)."""
+"""Which file URLs are asked for, and which credential goes where (protocol facts 9 and 28)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from pipeline.auth.origins import origin, printable, require_secure
+from pipeline.bulkdata.storage import StorageAccess, is_signed
 from pipeline.errors import ConfigError, DownloadRefused
 
 
 @dataclass(frozen=True)
+class Route:
+    """How a file is asked for: with the FHIR server's token, the storage account's credential, or neither."""
+
+    bearer: bool
+    storage: StorageAccess | None = None
+
+
+@dataclass(frozen=True)
 class DownloadPolicy:
-    """`auth` and `allow_hosts` of the configuration's `downloads` section.
+    """The configuration's `downloads` section.
 
     | `requiresAccessToken` | `auto` | `bearer` | `none` |
     | --- | --- | --- | --- |
@@ -21,27 +30,47 @@ class DownloadPolicy:
 
     `bearer` is for servers whose manifest wrongly says false. `allow_hosts` are `host`, `host:port` (https)
     or whole origins `https://host:port`. Raises ConfigError for an entry that is none of these.
+
+    `storage` is the customer's account that the server exports to: its files are read with its own
+    credential, whatever the manifest says, unless they are signed already. With `auto` other files go by the
+    table; with `storage` there are no others.
     """
 
-    auth: Literal["auto", "bearer", "none"] = "auto"
+    auth: Literal["auto", "bearer", "none", "storage"] = "auto"
     allow_hosts: tuple[str, ...] = ()
+    storage: StorageAccess | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        if self.auth not in ("auto", "bearer", "none"):
+        if self.auth not in ("auto", "bearer", "none", "storage"):
+            raise ConfigError("downloads.auth is unknown", "Use auto, bearer, none or storage.")
+        if self.auth == "storage" and self.storage is None:
             raise ConfigError(
-                "downloads.auth is not auto, bearer or none", "Storage is not read by this client."
+                "files are read from a storage account, but downloads.storage names none",
+                "Set downloads.storage: {account, kind}.",
             )
         if any("*" in each for each in self.allow_hosts):
             raise ConfigError("downloads.allow_hosts holds a wildcard", "Name each host in full.")
-        _ = self.allowed_origins
+        allowed = self.allowed_origins
+        if self.storage is not None and self.storage.origin in allowed:
+            raise ConfigError(
+                f"downloads.allow_hosts holds the host of the storage account {self.storage.account}",
+                "Remove it: the FHIR server's token never goes there.",
+            )
 
     @property
     def allowed_origins(self) -> frozenset[str]:
         """The origins of `allow_hosts`; the `httpx.Auth` must know them too to send its token there."""
         return frozenset(_allowed(each) for each in self.allow_hosts)
 
+    def route(self, url: str, fhir_url: str, requires_access_token: bool | None) -> Route:
+        """How this file is asked for. Raises DownloadRefused for one that must not be asked for at all."""
+        require_secure(url, error=DownloadRefused)
+        if self.storage is not None and self.storage.covers(url):
+            return Route(bearer=False, storage=None if is_signed(url) else self.storage)
+        return Route(self.bearer_goes(url, fhir_url, requires_access_token))
+
     def bearer_goes(self, url: str, fhir_url: str, requires_access_token: bool | None) -> bool:
-        """Whether the request for this file carries the token.
+        """Whether the request for this file, which is none of `storage`, carries the token.
 
         Raises DownloadRefused for a URL that must not be asked at all: no http(s), plain http off loopback,
         userinfo, or a token demanded by an origin that may not have it.
@@ -49,6 +78,13 @@ class DownloadPolicy:
         require_secure(url, error=DownloadRefused)
         if self.auth == "none":
             return False
+        if self.auth == "storage":
+            account = self.storage.account if self.storage else ""
+            raise DownloadRefused(
+                f"{printable(url)} is no file of the storage account {account}",
+                "Correct downloads.storage (account, endpoint), or set downloads.auth to auto and the knob "
+                "downloads to auto.",
+            )
         target = origin(url, error=DownloadRefused)
         if target == origin(fhir_url):
             return requires_access_token is not False or self.auth == "bearer"

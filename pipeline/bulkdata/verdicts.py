@@ -46,19 +46,21 @@ def kickoff_refusal(reply: Reply, profile: Profile) -> Throttled:
     where = f"the kick-off at {printable(reply.url)}"
     if reply.status == 429:
         wait = reply.retry_after()
-        return Throttled(profile.throttled_wait if wait is None else wait, f"HTTP 429: {said}")
+        busy = "another export runs there, and it does one at a time: " if profile.one_at_a_time else ""
+        return Throttled(profile.throttled_wait if wait is None else wait, f"{busy}HTTP 429: {said}")
     if reply.status in (401, 403):
         raise refused_sign_in(reply)
     final = reply.status < 500 or reply.status == 501 or (outcome is not None and outcome.decided)
     if reply.status in _PASSING or transient or not final:
         raise Unreachable(
             f"{where} was answered with HTTP {reply.status}: {said}",
-            "Trying again may help; if it stays so, ask the server's operator.",
+            (reply.status == 500 and profile.kickoff_500)
+            or "Trying again may help; if it stays so, ask the server's operator.",
             reply.retry_after(),
         )
     raise KickoffRejected(
         f"{where} was refused with HTTP {reply.status}: {said}",
-        _kickoff_advice(reply.status),
+        (reply.status == 500 and profile.kickoff_500) or _kickoff_advice(reply.status),
     )
 
 

@@ -95,15 +95,18 @@ def _record(session: Session, attempt: Attempt, error: BaseException) -> None:
 
 
 def landed_whole(session: Session, facts: Facts) -> bool:
-    """Whether every file of the stored manifest lies in the lake, by the facts."""
+    """Whether every file of the stored manifest that can be had lies in the lake, by the facts."""
     if facts.manifest is None:
         return False
+    from pipeline.exports.foreign_files import foreign_files
     from pipeline.exports.manifests import stored_manifest
 
     landed = {
         (file.kind, file.index) for batch in session.ledger.landed(facts.export_id) for file in batch.files
     }
-    return all((file.kind, file.index) in landed for file in stored_manifest(session, facts.export_id).files)
+    manifest = stored_manifest(session, facts.export_id)
+    there = landed | foreign_files(session, manifest).keys()
+    return all((file.kind, file.index) in there for file in manifest.files)
 
 
 def missing_raw(session: Session, source: str, export_id: str, batches: list[LandedBatch]) -> list[str]:

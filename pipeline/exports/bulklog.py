@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import ndjson
 
 from pipeline.exports.attempt import Attempt
+from pipeline.exports.connection import fhir_base_of
 from pipeline.exports.facts import LandedBatch, Receipt
 from pipeline.exports.request import require_request
 from pipeline.exports.session import Session
@@ -57,7 +58,7 @@ def log_events(
         event(
             intent.at,
             "kickoff",
-            exportUrl=session.source.fhir_url,
+            exportUrl=fhir_base_of(session.source),
             softwareName="fhir-export-pipeline",
             requestParameters=intent.parameters,
             errorCode=None,

@@ -4,78 +4,190 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from datetime import timedelta
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from pipeline.config import Config, Source
+from pipeline.config import AzureIdentity, Config, Source
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     import httpx
 
+    from pipeline.auth.rotation import KeyRing
     from pipeline.auth.signers import Signer
+    from pipeline.auth.tokens import TokenSource
     from pipeline.bulkdata.client import BulkClient
     from pipeline.bulkdata.policy import DownloadPolicy
+    from pipeline.bulkdata.profiles import Profile
+    from pipeline.bulkdata.storage import StorageAccess
 
 CONNECT_SECONDS = 8.0
 READ_SECONDS = 60.0
 
 
-def signer_for(config: Config, source: Source) -> Signer:
-    """The key that signs this source's client assertions. Raises `ConfigError`."""
-    from pipeline.auth.signers import PemSigner
+def profile_of(source: Source) -> Profile:
+    """The source's profile with the knobs that its configuration turns. Raises `ConfigError`."""
+    from pipeline.bulkdata import profiles
+
+    return profiles.profile_of(source.profile, source.knobs)
+
+
+def fhir_base_of(source: Source) -> str:
+    """The FHIR base that requests go to. Raises `ConfigError`."""
+    from pipeline.bulkdata.profiles import fhir_base
+
+    return fhir_base(profile_of(source), source.fhir_url, source.tenant)
+
+
+def ring_for(config: Config, source: Source, wait: timedelta | None = None) -> KeyRing:
+    """The keys of this source: which signs, which are published. `wait`: default `key_rotation`'s.
+
+    Raises `ConfigError`; nothing is read yet.
+    """
+    from pipeline.auth.keyring import key_ring
 
     auth = source.auth
     if auth.private_key is None:
         raise ConfigError(f"source {source.name} has no auth.private_key")
-    pem = config.secret(auth.private_key)
-    return PemSigner.from_pem(pem, auth.algorithm, auth.kid)
+    return key_ring(
+        auth.private_key,
+        algorithm=auth.algorithm,
+        kid=auth.kid,
+        wait=timedelta(minutes=config.key_rotation.wait_minutes) if wait is None else wait,
+        folder=config.folder,
+        vault=config.keyvault_auth,
+    )
 
 
-def http_client() -> httpx.Client:
+def signer_for(config: Config, source: Source) -> Signer:
+    """The key that signs this source's client assertions, each time the one whose turn it is.
+
+    Raises `ConfigError`, and for a key in a vault `AuthError` and `Unreachable`.
+    """
+    from pipeline.auth.rotation import RotatingSigner
+
+    return RotatingSigner(ring_for(config, source))
+
+
+def http_client(connections: int = 32) -> httpx.Client:
     """TLS verified, redirects left to the callers, who know what may go where."""
     import httpx
 
-    timeout = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
-    return httpx.Client(timeout=timeout, follow_redirects=False, headers={"User-Agent": "fhir-export"})
+    return httpx.Client(
+        timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
+        limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
+        follow_redirects=False,
+        headers={"User-Agent": "fhir-export"},
+    )
+
+
+def entra_audience(source: Source) -> str:
+    """What Entra's tokens for the source are for: as configured, else by its address (azure-and-aidbox C).
+
+    Raises `ConfigError` where neither tells.
+    """
+    from pipeline.bulkdata.profiles import default_audience
+
+    audience = source.auth.audience or default_audience(profile_of(source), fhir_base_of(source))
+    if audience is None:
+        raise ConfigError(
+            f"source {source.name} needs auth.audience: profile {source.profile} does not tell it",
+            "It is the audience in the FHIR service's authentication settings",
+        )
+    return audience
+
+
+def token_source(config: Config, source: Source) -> TokenSource | None:
+    """Where this source's tokens come from; None without a sign-in. Raises `ConfigError`."""
+    auth = source.auth
+    match auth.kind:
+        case "none":
+            return None
+        case "smart":
+            return _smart(config, source)
+        case "entra-secret":
+            return _entra(config, source)
+        case "managed-identity" | "workload-identity":
+            from pipeline.auth.managed import AzureIdentityTokenSource
+            from pipeline.azure.credentials import token_credential
+
+            identity = AzureIdentity(
+                kind=auth.kind, client_id=auth.client_id, tenant_id=auth.tenant_id, authority=auth.authority
+            )
+            return AzureIdentityTokenSource(token_credential(identity, config.secret), entra_audience(source))
+
+
+def _smart(config: Config, source: Source) -> TokenSource:
+    from pipeline.auth.tokens import SmartTokenSource
+    from pipeline.bulkdata.profiles import token_url
+
+    auth, profile = source.auth, profile_of(source)
+    return SmartTokenSource(
+        signer=signer_for(config, source).current,
+        client_id=auth.client_id or "",
+        scope=auth.scope or profile.scope,
+        token_url=auth.token_url or token_url(profile, source.fhir_url, source.tenant),
+        audience=auth.audience,
+        fhir_url=fhir_base_of(source),
+        body=auth.token_body or profile.token_body,
+        jku=auth.jku,
+    )
+
+
+def _entra(config: Config, source: Source) -> TokenSource:
+    from pipeline.auth.entra import EntraTokenSource
+
+    auth = source.auth
+    return EntraTokenSource(
+        tenant_id=auth.tenant_id or "",
+        client_id=auth.client_id or "",
+        audience=entra_audience(source),
+        client_secret=config.secret(auth.client_secret).decode().strip() if auth.client_secret else None,
+        certificate=config.secret(auth.certificate) if auth.certificate else None,
+        authority=auth.authority,
+        version=auth.entra_version,
+    )
 
 
 def authentication(config: Config, source: Source, http: httpx.Client) -> httpx.Auth | None:
     """What signs the requests to this source. Raises `ConfigError`."""
     from pipeline.auth.bearer import BearerAuth
     from pipeline.auth.origins import origin
-    from pipeline.auth.tokens import SmartTokenSource
 
-    auth = source.auth
-    if auth.kind == "none":
+    tokens = token_source(config, source)
+    if tokens is None:
         return None
-    if auth.kind != "smart":
-        raise ConfigError(
-            f"source {source.name}: auth.kind {auth.kind} is not supported by this version", "Use smart"
-        )
-    tokens = SmartTokenSource(
-        signer=signer_for(config, source),
-        client_id=auth.client_id or "",
-        scope=auth.scope or "system/*.rs",
-        token_url=auth.token_url,
-        audience=auth.audience,
-        fhir_url=source.fhir_url,
-        body=auth.token_body or "form",
-    )
-    allowed = download_policy(source).allowed_origins
-    return BearerAuth(tokens, http, [origin(source.fhir_url), *allowed])
+    allowed = download_policy(config, source).allowed_origins
+    return BearerAuth(tokens, http, [origin(fhir_base_of(source)), *allowed])
 
 
-def download_policy(source: Source) -> DownloadPolicy:
-    """Which file URLs are asked for, and which see the bearer. Raises `ConfigError`."""
+def storage_access_of(config: Config, source: Source) -> StorageAccess | None:
+    """How files in the customer's storage account are read; None where none is configured.
+
+    Raises `ConfigError`.
+    """
+    if source.downloads.storage is None:
+        return None
+    from pipeline.azure.storage_access import storage_access
+
+    return storage_access(source.downloads.storage, config.secret)
+
+
+def download_policy(config: Config, source: Source) -> DownloadPolicy:
+    """Which file URLs are asked for, and what goes with the request. Raises `ConfigError`."""
     from pipeline.bulkdata.policy import DownloadPolicy
 
     downloads = source.downloads
-    if downloads.auth == "storage":
-        raise ConfigError(
-            f"source {source.name}: downloads.auth storage is not supported by this version", "Use auto"
-        )
-    return DownloadPolicy(downloads.auth, downloads.allow_hosts)
+    auth = profile_of(source).download_auth(downloads.auth)
+    return DownloadPolicy(auth, downloads.allow_hosts, storage_access_of(config, source))
+
+
+def bulk_client(config: Config, source: Source, http: httpx.Client) -> BulkClient:
+    """The client of this source over `http`, which brings the sign-in. Raises `ConfigError`."""
+    from pipeline.bulkdata.client import BulkClient
+
+    return BulkClient(fhir_base_of(source), http, profile_of(source), download_policy(config, source))
 
 
 @dataclass(frozen=True)
@@ -98,14 +210,18 @@ _connecting = Lock()
 
 
 def connect(config: Config, source: Source) -> Connection:
-    """A connection to the source; nothing is sent yet. Raises `ConfigError`.
+    """A connection to the source; nothing is sent to it yet.
 
-    One per process and registration, so that steps and sensor ticks share its token and connections; a new
-    key or another configuration makes a new one.
+    Raises `ConfigError`, and where a secret or key is in a vault `AuthError` and `Unreachable`.
+
+    One per process and registration, so that steps and sensor ticks share its token and connections; another
+    configuration or other secrets make a new one. A rotated key is signed with by the same one.
     """
     identity = hashlib.sha256(source.model_dump_json().encode())
-    if source.auth.private_key is not None:
-        identity.update(config.secret(source.auth.private_key))
+    identity.update(config.keyvault_auth.model_dump_json().encode())
+    identity.update(str(config.folder).encode())
+    for reference in _secrets_of(source):
+        identity.update(config.secret(reference))
     with _connecting:
         connection = _connections.get(identity.hexdigest())
         if connection is None:
@@ -114,13 +230,18 @@ def connect(config: Config, source: Source) -> Connection:
         return connection
 
 
-def _connect(config: Config, source: Source) -> Connection:
-    from pipeline.bulkdata.client import BulkClient
-    from pipeline.bulkdata.profiles import PROFILES
+def _secrets_of(source: Source) -> list[str]:
+    """Secrets that are read once, when the connection is made; a key ring reads its keys by itself."""
+    auth, storage = source.auth, source.downloads.storage
+    named = [auth.client_secret, auth.certificate]
+    if storage is not None:
+        named += [storage.client_secret, storage.certificate, storage.sas, storage.connection_string]
+    return [each for each in named if each is not None]
 
+
+def _connect(config: Config, source: Source) -> Connection:
     http = http_client()
     auth = authentication(config, source, http)
     if auth is not None:
         http.auth = auth
-    client = BulkClient(source.fhir_url, http, PROFILES[source.profile], download_policy(source))
-    return Connection(client, auth)
+    return Connection(bulk_client(config, source, http), auth)

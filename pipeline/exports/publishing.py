@@ -7,7 +7,7 @@ since the last receipt are left as they are (design, Tables).
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from pipeline.exports.acceptance import in_words, objections
 from pipeline.exports.attempt import Attempt, require_claim
 from pipeline.exports.closing import close
 from pipeline.exports.facts import LandedBatch, Publication, StagedBatch, StagedPartFact, TableCounts
+from pipeline.exports.foreign_files import foreign_files
 from pipeline.exports.lineage import write_exports_row, write_lineage
 from pipeline.exports.quarantine import UNTYPED
 from pipeline.exports.session import Session
@@ -47,7 +48,7 @@ def publish(session: Session, attempt: Attempt, manifest: Manifest, expected: Se
     Raises `VerificationFailed` before anything is changed; `StillRunning` when another run took over.
     """
     landed = session.ledger.landed(attempt.export_id)
-    _check_files(manifest, landed)
+    _check_files(manifest, landed, foreign_files(session, manifest).keys())
     staged = _all_staged(session, attempt, landed)
     _require_acceptable(session, attempt, staged)
     ready = [
@@ -129,10 +130,10 @@ def _tables(manifest: Manifest, expected: Sequence[str], staged: Sequence[Staged
     )
 
 
-def _check_files(manifest: Manifest, landed: Sequence[LandedBatch]) -> None:
-    """Each file of the manifest has landed exactly once, and nothing else has."""
+def _check_files(manifest: Manifest, landed: Sequence[LandedBatch], foreign: Set[tuple[str, int]]) -> None:
+    """Each file of the manifest has landed exactly once, and nothing else has; `foreign` ones need not."""
     found = [(file.kind, file.index) for batch in landed for file in batch.files]
-    wanted = {(file.kind, file.index) for file in manifest.files}
+    wanted = {(file.kind, file.index) for file in manifest.files} - (foreign - set(found))
     missing = sorted(wanted - set(found))
     if missing:
         kind, index = missing[0]

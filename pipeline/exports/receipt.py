@@ -9,6 +9,7 @@ from pipeline.errors import VerificationFailed
 from pipeline.exports.attempt import Attempt, require_claim
 from pipeline.exports.bulklog import write_log
 from pipeline.exports.facts import LandedBatch, Publication, Receipt
+from pipeline.exports.foreign_files import foreign_files
 from pipeline.exports.request import require_request
 from pipeline.exports.session import Session
 from pipeline.exports.sidecars import read_sidecars
@@ -28,7 +29,8 @@ def write_receipt(session: Session, attempt: Attempt, manifest: Manifest) -> Rec
     _check_tables(session, attempt, publication)
     landed = session.ledger.landed(attempt.export_id)
     sidecars = read_sidecars(session, landed)
-    incomplete = tuple(_spoilers(landed, publication, sidecars.error_entries))
+    foreign = foreign_files(session, manifest)
+    incomplete = tuple(_spoilers(landed, publication, sidecars.error_entries, len(foreign)))
     intent = next(i for i in attempt.facts.intents if i.number == require_request(attempt.facts).intent)
     receipt = Receipt(
         at=session.now(),
@@ -75,19 +77,31 @@ def _check_tables(session: Session, attempt: Attempt, publication: Publication) 
 
 
 def _watermark(manifest: Manifest, until: object) -> str | None:
-    """`transactionTime`, or the `_until` that was sent (protocol fact 26); None where it is no instant."""
-    if isinstance(until, str):
-        return until
+    """`transactionTime`, or the `_until` that was sent where that is earlier (protocol fact 26).
+
+    None where the server's is no instant: nothing then says how far its data goes.
+    """
     instant = manifest.transaction_instant()
     try:
-        return instant if instant and datetime.fromisoformat(instant).tzinfo else None
+        reached = datetime.fromisoformat(instant) if instant else None
     except ValueError:
         return None
+    if instant is None or reached is None or reached.tzinfo is None:
+        return None
+    if isinstance(until, str) and datetime.fromisoformat(until) < reached:
+        return until
+    return instant
 
 
-def _spoilers(landed: list[LandedBatch], publication: Publication, errors: dict[str, int]) -> list[str]:
+def _spoilers(
+    landed: list[LandedBatch], publication: Publication, errors: dict[str, int], foreign: int
+) -> list[str]:
     """Why the watermark must not move past this export (design, Facts)."""
     reasons = []
+    if foreign:
+        reasons.append(
+            f"{foreign} error files lie where the token must not go, so nobody knows what they say"
+        )
     spoiling = sum(errors.get(severity, 0) for severity in _SPOILING)
     if spoiling:
         reasons.append(f"the server reports {spoiling} errors")

@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from dataclasses import asdict, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from pipeline.config import Source
@@ -93,12 +93,28 @@ def kickoff_parameters(session: Session) -> tuple[KickoffParameters, Since]:
         elements=export.elements,
         since=None,
         until=None,
+        output_format=session.profile.output_format,
     )
     ids = session.ledger.export_ids() if export.since == "auto" and export.level != "group" else []
     facts = [session.ledger.read(each) for each in ids]
     receipts = [each.receipt for each in facts if each.receipt and "withdrawn" not in each.closings]
     since = since_for(session.source, receipts, fingerprint(session.source, parameters))
-    return (replace(parameters, since=since.value) if since.value else parameters), since
+    return replace(parameters, since=since.value, until=_until(session, since.value)), since
+
+
+def _until(session: Session, since: str | None) -> str | None:
+    """The end of the time window, for servers that may miss what is written while they export.
+
+    Microsoft's `transactionTime` is the job's creation (azure-and-aidbox D): data that is being written at
+    that moment may be visible only later, with an earlier `lastUpdated`.
+    """
+    lag = session.profile.until_lag
+    if lag is None:
+        return None
+    until = (session.now() - timedelta(seconds=lag)).replace(microsecond=0)
+    if since is not None and datetime.fromisoformat(since) >= until:
+        return None
+    return until.isoformat().replace("+00:00", "Z")
 
 
 def fingerprint(source: Source, parameters: KickoffParameters) -> str:

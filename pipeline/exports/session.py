@@ -61,7 +61,7 @@ class Session:
 
     @cached_property
     def lake(self) -> Lake:
-        return open_lake(self.config.lake, self.config.folder)
+        return open_lake(self.config.lake, self.config.folder, self.config.lake_auth, self.config.secret)
 
     @cached_property
     def ledger(self) -> Ledger:
@@ -69,9 +69,10 @@ class Session:
 
     @cached_property
     def profile(self) -> Profile:
-        from pipeline.bulkdata.profiles import PROFILES
+        """Raises `ConfigError` for a knob that does not fit."""
+        from pipeline.exports.connection import profile_of
 
-        return PROFILES[self.source.profile]
+        return profile_of(self.source)
 
     @cached_property
     def connection(self) -> Connection:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from pipeline.exports.attempt import Attempt
 from pipeline.exports.conversion import Conversion
 from pipeline.exports.facts import LandedBatch, StagedBatch
+from pipeline.exports.foreign_files import foreign_files
 from pipeline.exports.landing import land
 from pipeline.exports.manifests import FileKey, live_manifest
 from pipeline.exports.quarantine import UNTYPED, quarantine_folder
@@ -99,10 +100,18 @@ def stage_type(
 
 
 def land_sidecars(session: Session, attempt: Attempt, manifest: Manifest) -> list[LandedBatch]:
-    """Lands the small `deleted` and `error` files; returns all their batches."""
+    """Lands the small `deleted` and `error` files; returns all their batches.
+
+    `error` files that must not be asked for are left out, where the profile can do without them.
+    """
     live = live_manifest(session, attempt)
+    foreign = foreign_files(session, manifest)
+    for reason in foreign.values():
+        session.log(f"an error file of the manifest is left out: {reason}")
     for kind in SIDECARS:
-        files = [file for file in manifest.files if file.kind == kind]
+        files = [
+            file for file in manifest.files if file.kind == kind and (file.kind, file.index) not in foreign
+        ]
         landed = session.ledger.landed(attempt.export_id, kind)
         with session.lake.spool() as spool:
             for _ in land(session, attempt, live, kind, _not_landed(files, landed), spool):

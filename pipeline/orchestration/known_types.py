@@ -17,9 +17,9 @@ from pipeline.config import Source
 
 def static_types(source: Source) -> tuple[str, ...]:
     """Resource types, in the order of the configuration, of the profile, then those once seen."""
-    from pipeline.bulkdata.profiles import PROFILES
+    from pipeline.bulkdata.profiles import profile_of
 
-    named = source.export.types or PROFILES[source.profile].types
+    named = source.export.types or profile_of(source.profile, source.knobs).types
     return tuple(dict.fromkeys((*named, *_remembered(source))))
 
 

@@ -26,11 +26,11 @@ def build_app(options: Options, base_url: str) -> ASGIApp:
     if registered is None:
         raise ValueError("--scope must be system scopes that read and search, separated by spaces")
     verifier = AssertionVerifier(options.jwks, options.client_id, base_url + "/auth/token")
-    tokens = Tokens(verifier, registered, options.token_seconds, options.expires_in)
+    tokens = Tokens(verifier, registered, options.token_seconds or 300, options.expires_in)
     jobs = Jobs(options)
     faults = Faults()
     bulk = BulkExport(options, base_url, tokens, jobs)
-    reads = Reads(options, base_url, tokens, jobs)
+    reads = Reads(options, base_url + "/fhir", base_url + "/auth/token", tokens, jobs)
     control = Control(jobs, tokens, faults)
     both = ["GET", "POST"]
     app = Starlette(

@@ -6,6 +6,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,23 @@ class AssertionRefused(Exception):
 class AssertionVerifier:
     """Verifies assertions of one client against its JWK Set, which is read again each time.
 
-    `source` is a file or an http(s) URL. A `jti` is good for one use.
+    `source` is a file or an http(s) URL; `keys` gives the set in another way. A `jti` is good for one use.
     """
 
-    def __init__(self, source: str | None, client_id: str, audience: str) -> None:
+    def __init__(
+        self,
+        source: str | None,
+        client_id: str,
+        audience: str,
+        *,
+        algorithms: tuple[str, ...] = _ALGORITHMS,
+        keys: Callable[[], list[dict[str, Any]]] | None = None,
+    ) -> None:
         self._source = source
         self._client_id = client_id
         self._audience = audience
+        self._algorithms = algorithms
+        self._keys = keys or (lambda: read_keys(source))
         self._seen: dict[str, float] = {}
         self._lock = threading.Lock()
 
@@ -63,8 +74,8 @@ class AssertionVerifier:
 
     def _key_for(self, header: dict[str, Any]) -> jwt.PyJWK:
         algorithm = header.get("alg")
-        if algorithm not in _ALGORITHMS:
-            raise AssertionRefused("alg must be RS384 or ES384")
+        if algorithm not in self._algorithms:
+            raise AssertionRefused(f"alg must be {' or '.join(self._algorithms)}")
         if header.get("typ") != "JWT":
             raise AssertionRefused("typ must be JWT")
         if "jku" in header and header["jku"] != self._source:
@@ -76,22 +87,6 @@ class AssertionVerifier:
             if jwk.get("kid") == wanted:
                 return _usable(jwk, algorithm)
         raise AssertionRefused("No registered key has this kid")
-
-    def _keys(self) -> list[dict[str, Any]]:
-        if self._source is None:
-            raise AssertionRefused("No JWK Set is registered")
-        try:
-            if self._source.startswith(("http://", "https://")):
-                with urllib.request.urlopen(self._source, timeout=5) as answer:  # noqa: S310
-                    text = answer.read(1_000_000)
-            else:
-                text = Path(self._source).read_bytes()
-            keys = msgspec.json.decode(text, type=dict[str, Any]).get("keys")
-        except (OSError, urllib.error.URLError, msgspec.DecodeError):
-            raise AssertionRefused("The registered JWK Set cannot be read") from None
-        if not isinstance(keys, list) or not all(isinstance(key, dict) for key in keys):
-            raise AssertionRefused("The registered JWK Set has no keys")
-        return keys
 
     def _use_once(self, claims: dict[str, Any]) -> None:
         now = time.time()
@@ -120,3 +115,29 @@ def _usable(jwk: dict[str, Any], algorithm: str) -> jwt.PyJWK:
         return jwt.PyJWK(jwk, algorithm)
     except jwt.PyJWTError:
         raise AssertionRefused("The registered key is damaged") from None
+
+
+def read_keys(source: str | None) -> list[dict[str, Any]]:
+    """The keys of a JWK Set in a file or at an http(s) URL; AssertionRefused where it cannot be read."""
+    if source is None:
+        raise AssertionRefused("No JWK Set is registered")
+    try:
+        if source.startswith(("http://", "https://")):
+            with urllib.request.urlopen(source, timeout=5) as answer:  # noqa: S310
+                text = answer.read(1_000_000)
+        else:
+            text = Path(source).read_bytes()
+    except (OSError, urllib.error.URLError):
+        raise AssertionRefused("The registered JWK Set cannot be read") from None
+    return decode_keys(text)
+
+
+def decode_keys(text: bytes) -> list[dict[str, Any]]:
+    """The keys of a JWK Set; AssertionRefused where it is none."""
+    try:
+        keys = msgspec.json.decode(text, type=dict[str, Any]).get("keys")
+    except msgspec.DecodeError:
+        raise AssertionRefused("The registered JWK Set cannot be read") from None
+    if not isinstance(keys, list) or not all(isinstance(key, dict) for key in keys):
+        raise AssertionRefused("The registered JWK Set has no keys")
+    return keys

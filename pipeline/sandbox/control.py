@@ -10,13 +10,13 @@ from starlette.responses import Response
 from pipeline.sandbox.faults import Faults
 from pipeline.sandbox.jobs import Jobs
 from pipeline.sandbox.outcomes import Refusal, decoded, json_response
-from pipeline.sandbox.tokens import Tokens
+from pipeline.sandbox.tokens import Gate
 
 
 class Control:
     """GET /control reports, POST /control changes: `night`, `faults` (a whole script), `revoke_tokens`."""
 
-    def __init__(self, jobs: Jobs, tokens: Tokens, faults: Faults) -> None:
+    def __init__(self, jobs: Jobs, tokens: Gate, faults: Faults) -> None:
         self._jobs = jobs
         self._tokens = tokens
         self._faults = faults

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,14 @@ class Job:
     failed: bool = False
     deleted: bool = False
     manifest_reads: int = 0
+    asked: tuple[tuple[str, str], ...] = ()
+    """The parameters as they came, where the server translated them."""
+    owner: str = ""
+    """Who asked, where the server keeps callers apart."""
+    container: str = ""
+    """The container that was asked for."""
+    failure: int = 0
+    """The HTTP status with which it fails when its time is over; 0: it does not."""
     lengths: dict[int, int] = field(default_factory=dict)
     _polled: float | None = None
     _hasty: int = 0
@@ -47,11 +56,16 @@ class Job:
         return self._hasty >= 3
 
 
+Settle = Callable[[Job, list[PlannedFile]], list[PlannedFile]]
+"""What a server does with the planned files before the job is complete; the files it then has."""
+
+
 class Jobs:
     """All jobs and the night the server is in."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, settle: Settle | None = None) -> None:
         self._options = options
+        self._settle = settle
         self._state = options.state / "state.json" if options.state else None
         self._lock = threading.Lock()
         self.night = options.night
@@ -60,7 +74,17 @@ class Jobs:
         if self._state and self._state.exists():
             self._load(self._state)
 
-    def accept(self, request: ExportRequest, scopes: Scopes, *, lenient: bool) -> Job:
+    def accept(
+        self,
+        request: ExportRequest,
+        scopes: Scopes,
+        *,
+        lenient: bool,
+        asked: tuple[tuple[str, str], ...] = (),
+        owner: str = "",
+        container: str = "",
+        failure: int = 0,
+    ) -> Job:
         """A new job, planned in the background; Refusal 429 where another is in progress, if so set."""
         if self._options.one_at_a_time and any(
             self.state_of(job) == "in-progress" for job in self.all.values()
@@ -69,6 +93,7 @@ class Jobs:
             raise Refusal(429, "throttled", "Another export is in progress", {"Retry-After": wait})
         types = exported_types(request, scopes)
         job = Job(secrets.token_hex(8), self.night, request, lenient, types, time.time())
+        job.asked, job.owner, job.container, job.failure = asked, owner, container, failure
         self.kickoffs += 1
         self.all[job.id] = job
         self._plan(job)
@@ -98,7 +123,9 @@ class Jobs:
             return "deleted"
         if job.failed:
             return "failed"
-        return "complete" if job.files is not None and self.progress(job) >= 1 else "in-progress"
+        if job.files is None or self.progress(job) < 1:
+            return "in-progress"
+        return "failed" if job.failure else "complete"
 
     def progress(self, job: Job) -> float:
         """The share of the export time that has passed, 0 .. 1."""
@@ -114,7 +141,7 @@ class Jobs:
                 "state": self.state_of(job),
                 "level": job.request.level,
                 "group": job.request.group,
-                "parameters": [list(pair) for pair in job.request.parameters],
+                "parameters": [list(pair) for pair in job.asked or job.request.parameters],
                 "night": job.night,
                 "deleted": job.deleted,
                 "manifest_reads": job.manifest_reads,
@@ -126,7 +153,8 @@ class Jobs:
         def run() -> None:
             try:
                 world = self._options.world(job.night)
-                job.files = plan(world, job.request, job.types, self._options.file_lines)
+                files = plan(world, job.request, job.types, self._options.file_lines)
+                job.files = files if self._settle is None else self._settle(job, files)
             except Exception:  # noqa: BLE001 - the job answers with it, the process goes on
                 job.failed = True
                 traceback.print_exc(file=sys.stderr)
@@ -148,6 +176,10 @@ class Jobs:
                 "types": job.types,
                 "accepted": job.accepted,
                 "deleted": job.deleted,
+                "asked": job.asked,
+                "owner": job.owner,
+                "container": job.container,
+                "failure": job.failure,
             }
             for job in self.all.values()
         ]
@@ -171,6 +203,8 @@ class Jobs:
                 kept["id"], kept["night"], request, kept["lenient"], tuple(kept["types"]), kept["accepted"]
             )
             job.deleted = kept["deleted"]
+            job.asked = tuple((name, value) for name, value in kept["asked"])
+            job.owner, job.container, job.failure = kept["owner"], kept["container"], kept["failure"]
             self.all[job.id] = job
             if not job.deleted:
                 self._plan(job)

@@ -183,11 +183,14 @@ def _element(text: str) -> tuple[str | None, str]:
 
 def _instant(given: dict[str, list[str]], name: str) -> int | None:
     values = given.get(name)
-    if not values:
-        return None
-    found = _INSTANT.fullmatch(values[0])
+    return read_instant(name, values[0]) if values else None
+
+
+def read_instant(name: str, text: str) -> int:
+    """An instant in milliseconds; Refusal 400 where it is malformed or has no time zone."""
+    found = _INSTANT.fullmatch(text)
     try:
-        moment = datetime.fromisoformat(values[0]) if found else None
+        moment = datetime.fromisoformat(text) if found else None
     except ValueError:
         moment = None
     if moment is None:

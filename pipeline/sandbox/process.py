@@ -20,29 +20,36 @@ _START_SECONDS = 60.0
 
 
 class SandboxProcess:
-    """A running sandbox. `base_url` has no final slash, `fhir_url` is what a client is configured with."""
+    """A running sandbox. `base_url` has no final slash, `fhir_url` is what a client is configured with.
+
+    `audience` is what a client assertion must name, with azure-fhir and azure-export an Entra token.
+    `storage_url` is the second origin of apim, aidbox and smartbox, `tenant` the one of smartbox.
+    """
 
     def __init__(
         self,
         process: subprocess.Popen[bytes],
-        base_url: str,
+        ready: Mapping[str, Any],
         folder: tempfile.TemporaryDirectory[str],
         log: Path,
+        tenant: str | None = None,
     ) -> None:
         self._process = process
         self._folder = folder
         self._log = log
-        self.base_url = base_url
-
-    @property
-    def fhir_url(self) -> str:
-        """The FHIR base."""
-        return self.base_url + "/fhir"
+        self.base_url: str = ready["base_url"]
+        self.fhir_url: str = ready.get("fhir_url", self.base_url + "/fhir")
+        self._token_url: str | None = ready.get("token_url", self.base_url + "/auth/token")
+        self.audience: str = ready.get("audience", self.base_url + "/auth/token")
+        self.storage_url: str | None = ready.get("storage_url")
+        self.tenant = tenant
 
     @property
     def token_url(self) -> str:
-        """The token endpoint."""
-        return self.base_url + "/auth/token"
+        """The token endpoint; ValueError for azure-fhir and azure-export, whose tokens are Entra's."""
+        if self._token_url is None:
+            raise ValueError("This stand-in has no token endpoint: its tokens are Entra's")
+        return self._token_url
 
     @property
     def pid(self) -> int:
@@ -115,14 +122,18 @@ def start_sandbox(
     """Start a sandbox with this interpreter and wait until it answers; a `with` block ends it.
 
     It also ends when this process does. `jwks` is a JWK Set, a file or a URL; further `options` are those of
-    the command line, with underscores (`export_seconds=0.5`, `one_at_a_time=True`, ...). Raises Unreachable
-    where it does not start.
+    the command line, with underscores (`export_seconds=0.5`, `one_at_a_time=True`, ...). `stand_in` is
+    `--as`, `storage` may be a connection string, `token_keys` a JWK Set. Raises Unreachable where it does
+    not start.
     """
     folder = tempfile.TemporaryDirectory(prefix="sandbox-")
     path = Path(folder.name)
     if isinstance(jwks, Mapping):
-        (path / "jwks.json").write_text(json.dumps(jwks), encoding="utf-8")
-        jwks = path / "jwks.json"
+        jwks = _kept(path / "jwks.json", json.dumps(jwks))
+    if isinstance(options.get("token_keys"), Mapping):
+        options["token_keys"] = _kept(path / "token-keys.json", json.dumps(options["token_keys"]))
+    if isinstance(options.get("storage"), str) and "=" in options["storage"]:
+        options["storage"] = _kept(path / "storage.txt", options["storage"])
     log = Path(options.pop("access_log", None) or path / "access.ndjson")
     ready = path / "ready.json"
     settings = {
@@ -142,7 +153,8 @@ def start_sandbox(
         command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment
     )
     try:
-        return SandboxProcess(process, _wait(process, ready), folder, log)
+        tenant = options.get("tenant", "my-clinic") if options.get("stand_in") == "smartbox" else None
+        return SandboxProcess(process, _wait(process, ready), folder, log, tenant)
     except BaseException:
         process.kill()
         process.wait()
@@ -150,10 +162,16 @@ def start_sandbox(
         raise
 
 
+def _kept(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    path.chmod(0o600)
+    return path
+
+
 def _flags(settings: Mapping[str, Any]) -> list[str]:
     flags: list[str] = []
     for name, value in settings.items():
-        flag = "--" + name.replace("_", "-")
+        flag = "--as" if name == "stand_in" else "--" + name.replace("_", "-")
         if value is True:
             flags.append(flag)
         elif value is not None and value is not False:
@@ -161,12 +179,12 @@ def _flags(settings: Mapping[str, Any]) -> list[str]:
     return flags
 
 
-def _wait(process: subprocess.Popen[bytes], ready: Path) -> str:
+def _wait(process: subprocess.Popen[bytes], ready: Path) -> dict[str, Any]:
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline:
         if ready.exists():
-            base_url: str = json.loads(ready.read_bytes())["base_url"]
-            return base_url
+            told: dict[str, Any] = json.loads(ready.read_bytes())
+            return told
         if process.poll() is not None:
             raise Unreachable(
                 f"The sandbox ended at once with exit code {process.returncode}", "See its output above"

@@ -15,7 +15,7 @@ from pipeline.sandbox.jobs import Jobs
 from pipeline.sandbox.options import Options
 from pipeline.sandbox.outcomes import FHIR_JSON, Refusal, json_response
 from pipeline.sandbox.subset import subset_of
-from pipeline.sandbox.tokens import Tokens, authorize_type
+from pipeline.sandbox.tokens import Gate, authorize_type
 from pipeline.sandbox.typefilter import accept_query
 
 _LARGEST_PAGE = 1000
@@ -23,11 +23,14 @@ _OPERATIONS = "http://hl7.org/fhir/uv/bulkdata/OperationDefinition/"
 
 
 class Reads:
-    """The endpoints; `base_url` is the server's own, without a final slash."""
+    """The endpoints; `fhir_url` is the FHIR base without a final slash, `token_url` None names none."""
 
-    def __init__(self, options: Options, base_url: str, tokens: Tokens, jobs: Jobs) -> None:
+    def __init__(
+        self, options: Options, fhir_url: str, token_url: str | None, tokens: Gate, jobs: Jobs
+    ) -> None:
         self._options = options
-        self._base = base_url
+        self._fhir = fhir_url
+        self._token_url = token_url
         self._tokens = tokens
         self._jobs = jobs
 
@@ -35,7 +38,7 @@ class Reads:
         """`.well-known/smart-configuration`, open to everyone."""
         return json_response(
             {
-                "token_endpoint": self._base + "/auth/token",
+                "token_endpoint": self._token_url,
                 "token_endpoint_auth_methods_supported": ["private_key_jwt"],
                 "token_endpoint_auth_signing_alg_values_supported": ["RS384", "ES384"],
                 "grant_types_supported": ["client_credentials"],
@@ -57,7 +60,7 @@ class Reads:
             if name in ("Patient", "Group"):
                 entry["operation"] = [{**export, "definition": f"{_OPERATIONS}{name.lower()}-export"}]
             types.append(entry)
-        security = {
+        security: dict[str, Any] = {
             "service": [
                 {
                     "coding": [
@@ -68,13 +71,14 @@ class Reads:
                     ]
                 }
             ],
-            "extension": [
+        }
+        if self._token_url is not None:
+            security["extension"] = [
                 {
                     "url": "http://fhir-registry.smarthealthit.org/StructureDefinition/oauth-uris",
-                    "extension": [{"url": "token", "valueUri": self._base + "/auth/token"}],
+                    "extension": [{"url": "token", "valueUri": self._token_url}],
                 }
-            ],
-        }
+            ]
         statement = {
             "resourceType": "CapabilityStatement",
             "status": "active",
@@ -82,7 +86,7 @@ class Reads:
             "kind": "instance",
             "instantiates": ["http://hl7.org/fhir/uv/bulkdata/CapabilityStatement/bulk-data"],
             "software": {"name": "fhir-export-pipeline sandbox"},
-            "implementation": {"description": "Made-up data for demo and tests", "url": self._base + "/fhir"},
+            "implementation": {"description": "Made-up data for demo and tests", "url": self._fhir},
             "fhirVersion": "4.0.1",
             "format": ["json", FHIR_JSON],
             "rest": [
@@ -138,7 +142,7 @@ class Reads:
         if result["_summary"] not in ("", "false"):
             raise Refusal(400, "not-supported", "_summary must be count or false")
         page = list(islice(matches, offset, offset + min(count, _LARGEST_PAGE) + 1))
-        own = f"{self._base}/fhir/{resource_type}"
+        own = f"{self._fhir}/{resource_type}"
         bundle["link"] = [{"relation": "self", "url": f"{own}?{request.url.query}"}]
         if len(page) > min(count, _LARGEST_PAGE):
             page.pop()

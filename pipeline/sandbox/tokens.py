@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
+from typing import Protocol
 from urllib.parse import parse_qsl
 
 from starlette.concurrency import run_in_threadpool
@@ -17,6 +18,20 @@ from pipeline.sandbox.scopes import Scopes, grant, parse_scopes
 
 _ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 _FIELDS = ("grant_type", "scope", "client_assertion_type", "client_assertion")
+
+
+class Gate(Protocol):
+    """Who says what the bearer of a request may read."""
+
+    @property
+    def requests(self) -> int:
+        """Token requests so far, refused ones included."""
+
+    def authorize(self, request: Request) -> Scopes:
+        """What the bearer of this request may read; Refusal 401 or 403 where it is not good."""
+
+    def revoke_all(self) -> None:
+        """Forget every token."""
 
 
 class Tokens:

@@ -59,7 +59,7 @@ def find_table(text: str, config: Callable[[], Config]) -> TableAddress:
         raise ConfigError(
             f"{named[2]} is not a resource type of FHIR R4", "A type is written patient or Patient"
         )
-    lake = open_lake(found.lake, found.folder)
+    lake = open_lake(found.lake, found.folder, found.lake_auth, found.secret)
     folder = f"{source.name}/tables/{table}"
     if not lake.names(f"{folder}/_delta_log"):
         raise ConfigError(

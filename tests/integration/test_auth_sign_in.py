@@ -261,7 +261,7 @@ class Clock:
 
 def source_for(
     hospital: Hospital,
-    signer: PemSigner,
+    signer: PemSigner | Callable[[], PemSigner],
     *,
     naps: Naps | None = None,
     clock: Callable[[], float] = time.monotonic,
@@ -327,6 +327,52 @@ def test_jku_travels_in_the_header(
 ) -> None:
     source_for(hospital, signers["ES384"], jku="https://us.example.org/jwks.json").fetch(http)
     assert jwt.get_unverified_header(hospital.assertions[0])["jku"] == "https://us.example.org/jwks.json"
+
+
+def test_a_rotated_key_signs_at_the_next_try(
+    hospital: Hospital, signers: dict[str, PemSigner], http: httpx.Client
+) -> None:
+    """The signer is asked for anew each time; kid, algorithm and signature come from the same one."""
+    asked: list[str] = []
+    order = iter(["ES384", "RS384", "ES384"])
+
+    def signer() -> PemSigner:
+        asked.append(next(order))
+        return signers[asked[-1]]
+
+    hospital.script = [Response(status_code=503)]
+    source = source_for(hospital, signer)
+    source.fetch(http)
+    source.fetch(http)
+    headers = [jwt.get_unverified_header(one) for one in hospital.assertions]
+    assert asked == ["ES384", "RS384", "ES384"]
+    assert [header["alg"] for header in headers] == asked
+    assert [header["kid"] for header in headers] == [signers[name].kid for name in asked]
+    assert len(hospital.tokens) == 2, "the hospital verified both"
+
+
+@pytest.mark.parametrize(
+    ("failure", "naps_taken"),
+    [(Unreachable("the vault does not answer", "Wait."), 3), (ConfigError("no such key", "Make one."), 0)],
+)
+def test_a_signer_that_cannot_be_had_is_told_as_it_says(
+    failure: ExportError,
+    naps_taken: int,
+    hospital: Hospital,
+    signers: dict[str, PemSigner],
+    http: httpx.Client,
+) -> None:
+    """A vault's passing trouble is waited out like the token endpoint's; nothing is posted meanwhile."""
+
+    def signer() -> PemSigner:
+        raise failure
+
+    naps = Naps()
+    with pytest.raises(type(failure)) as caught:
+        source_for(hospital, signer, naps=naps).fetch(http)
+    assert caught.value is failure
+    assert len(naps.taken) == naps_taken
+    assert hospital.assertions == []
 
 
 def test_each_try_has_a_new_assertion_and_waits_as_asked(

@@ -16,7 +16,17 @@ from pipeline.config import Config
 from pipeline.exports.check import Verdict, check_source, first_bad
 from pipeline.sandbox.process import SandboxProcess, start_sandbox
 
-ALL = ["key", "server", "sign-in address", "token", "read", "group", "lake"]
+ALL = [
+    "server",
+    "capability",
+    "key",
+    "sign-in address",
+    "token",
+    "read",
+    "group",
+    "lake",
+    "clock",
+]
 
 
 @pytest.fixture(scope="module")
@@ -95,8 +105,9 @@ def test_all_is_well_where_all_is_well(setup: Setup, kid: str, tmp_path: Path) -
     words = {verdict.name: verdict.cause for verdict in verdicts}
     assert kid in words["key"]
     assert "nightly" in words["key"]
-    assert "4.0.1" in words["server"]
-    assert "$export is offered" in words["server"]
+    assert "without TLS" in words["server"]
+    assert "4.0.1" in words["capability"]
+    assert "$export is offered" in words["capability"]
     assert "/auth/token" in words["sign-in address"]
     assert str(tmp_path / "lake") in words["lake"]
     assert not [path for path in (tmp_path / "lake").rglob("*") if path.is_file()], "the probe is removed"
@@ -122,22 +133,24 @@ def test_a_url_that_nothing_listens_at(setup: Setup) -> None:
 def test_a_url_with_the_wrong_path(setup: Setup, sandbox: SandboxProcess) -> None:
     setup.fhir_url = f"{sandbox.base_url}/r4"
     verdicts = setup.verdicts()
-    bad = the_bad_one(verdicts, "server")
+    bad = the_bad_one(verdicts, "capability")
     assert "/r4/metadata" in bad.cause
     assert "404" in bad.cause
     assert "fhir_url" in bad.advice
     assert bad.exit_code == 3
     assert statuses(verdicts) == {
+        "server": "ok",
+        "capability": "bad",
         "key": "ok",
-        "server": "bad",
         "sign-in address": "skipped",
         "token": "skipped",
         "read": "skipped",
         "group": "skipped",
         "lake": "ok",
+        "clock": "ok",
     }
     skipped = [verdict.cause for verdict in verdicts if verdict.status == "skipped"]
-    assert all("'server'" in cause for cause in skipped)
+    assert all("'capability'" in cause for cause in skipped)
 
 
 def test_https_at_a_port_that_speaks_http(setup: Setup) -> None:
@@ -276,14 +289,14 @@ def test_a_token_for_another_server_is_told_from_a_missing_role(
 def test_a_server_of_another_fhir_version(setup: Setup, misbehave: Callable[..., None]) -> None:
     statement = {"resourceType": "CapabilityStatement", "fhirVersion": "5.0.0"}
     misbehave(path="/metadata", status=200, body=statement)
-    bad = the_bad_one(setup.verdicts(), "server")
+    bad = the_bad_one(setup.verdicts(), "capability")
     assert "5.0.0" in bad.cause
     assert "R4" in bad.cause
 
 
 def test_a_login_page_in_place_of_a_server(setup: Setup, misbehave: Callable[..., None]) -> None:
     misbehave(path="/metadata", status=200, body="<html><body>Please sign in</body></html>")
-    bad = the_bad_one(setup.verdicts(), "server")
+    bad = the_bad_one(setup.verdicts(), "capability")
     assert "HTML page" in bad.cause
     assert "FHIR base" in bad.advice
     assert bad.exit_code == 3
@@ -341,5 +354,5 @@ def test_a_configured_token_url_is_used_without_discovery(setup: Setup, sandbox:
     before = len(sandbox.access_log())
     verdicts = setup.verdicts()
     assert first_bad(verdicts) is None
-    assert "by the configuration" in verdicts[2].cause
+    assert "by the configuration" in verdicts[3].cause
     assert "smart-configuration" not in str(sandbox.access_log()[before:])

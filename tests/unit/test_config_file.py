@@ -12,6 +12,7 @@ import yaml
 
 from pipeline.config import Config, default_config_path, load_config, resolve_secret, secret_path
 from pipeline.errors import ConfigError
+from pipeline.exports.connection import profile_of
 
 SECRET = "hunter2-Tr0ub4dor"
 
@@ -62,7 +63,8 @@ def test_the_smallest_configuration_gets_safe_defaults(tmp_path: Path) -> None:
     assert (source.profile, source.schedule, source.timezone) == ("smart", "0 2 * * *", "UTC")
     assert (source.max_attempts, source.release, source.keep_raw) == (3, True, True)
     assert (source.on_count_mismatch, source.export.since, source.downloads.auth) == ("fail", "auto", "auto")
-    assert (source.auth.kind, source.auth.algorithm, source.auth.scope) == ("smart", "RS384", "system/*.rs")
+    assert (source.auth.kind, source.auth.algorithm) == ("smart", "RS384")
+    assert profile_of(source).scope == "system/*.rs"
 
 
 @pytest.mark.parametrize(
@@ -135,6 +137,44 @@ MISTAKES = [
         "sources[hosp_a].auth.algorithm: Input should be 'RS384' or 'ES384'",
     ),
     ("sources.0.auth.client_id", None, "sources[hosp_a].auth: kind smart needs client_id"),
+    ("sources.0.auth", {"kind": "entra-secret", "client_id": "x"}, "auth: kind entra-secret needs tenant_id"),
+    (
+        "sources.0.auth",
+        {"kind": "entra-secret", "client_id": "x", "tenant_id": "y"},
+        "auth: kind entra-secret needs one of client_secret and certificate",
+    ),
+    ("sources.0.auth.authority", "http://login.example.org", "authority: must be an https URL"),
+    ("sources.0.auth.jku", "https://a:b@keys.example.org", "jku: must be a plain https URL"),
+    ("sources.0.downloads", {"auth": "storage"}, "downloads: auth storage needs storage"),
+    (
+        "sources.0.downloads",
+        {"storage": {"account": "A_b"}},
+        "storage.account: must be the storage account's",
+    ),
+    (
+        "sources.0.downloads",
+        {"auth": "bearer", "storage": {"account": "exports"}},
+        "downloads: auth bearer and storage do not go together",
+    ),
+    (
+        "sources.0.downloads.storage",
+        {"account": "exports", "kind": "sas"},
+        "storage: kind sas and the key sas go together",
+    ),
+    ("sources.0.knobs", {"frist_poll": 3}, "sources[hosp_a]: profile smart has no knob frist_poll"),
+    ("sources.0.knobs", {"first_poll": -3}, "sources[hosp_a]: the knob first_poll of profile smart"),
+    ("lake_auth", {"kind": "key"}, "lake_auth.kind: "),
+    ("lake_auth", {"kind": "sas"}, "lake_auth: kind sas and the key sas go together"),
+    ("lake_auth", {"sas": "env:X"}, "lake_auth: kind sas and the key sas go together"),
+    ("lake_auth", {"kind": "sas", "sas": "sv=1&sig=x"}, "lake_auth.sas: a secret must be a reference"),
+    (
+        "lake_auth",
+        {"kind": "service-principal", "client_id": "x"},
+        "lake_auth: kind service-principal needs tenant_id",
+    ),
+    ("lake_auth.endpoint", "http://blobs.example.org", "lake_auth.endpoint: must be an https URL"),
+    ("keyvault_auth", {"kind": "none"}, "keyvault_auth.kind: "),
+    ("key_rotation", {"wait_minutes": -1}, "key_rotation.wait_minutes: "),
     ("sources.0.shards", {"Patient": 0}, "sources[hosp_a].shards.Patient: "),
     ("sources.0.downloads.concurrency", 100, "sources[hosp_a].downloads.concurrency: "),
     ("sources", "hosp_a", "sources: "),

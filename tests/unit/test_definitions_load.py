@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 import yaml
 
-LIMIT = 0.5
-"""Seconds of CPU time beyond `import dagster`."""
+LIMIT = 0.65
+"""Of the CPU time that `import dagster` itself takes: half a second on a quiet machine, where that is 0.77 s.
+A share, since a machine that is busy with other things makes CPU time longer, too."""
 MOST_TRIES = 6
-"""A machine that is busy with other things makes CPU time longer, too: the best try counts."""
+"""The best try counts."""
 
 WATCH = """
 import sys
@@ -30,13 +31,15 @@ sys.addaudithook(watch)
 
 LOAD = """
 import json, sys, time
+begun = time.process_time()
 import dagster
+dagster_alone = time.process_time() - begun
 begun = time.process_time()
 import pipeline.definitions
 repository = pipeline.definitions.defs.get_repository_def()
 spent = time.process_time() - begun
 assets = len(list(repository.asset_graph.get_all_asset_keys()))
-json.dump({"seconds": spent, "modules": sorted(sys.modules), "seen": globals().get("seen", []),
+json.dump({"share": spent / dagster_alone, "modules": sorted(sys.modules), "seen": globals().get("seen", []),
            "assets": assets, "jobs": list(repository.job_names)}, sys.stdout)
 """
 
@@ -103,8 +106,8 @@ def test_loading_touches_neither_network_nor_lake_nor_keys_and_imports_nothing_h
     assert packages & {"pyarrow", "deltalake", "adlfs", "fsspec", "httpx", "cryptography", "msgspec"} == set()
 
 
-def test_loading_three_sources_adds_under_half_a_second_to_importing_dagster(home: Path) -> None:
-    spent: list[float] = []
-    while not spent or (min(spent) >= LIMIT and len(spent) < MOST_TRIES):
-        spent.append(load(home, LOAD)["seconds"])
-    assert min(spent) < LIMIT, spent
+def test_loading_three_sources_adds_under_two_thirds_of_importing_dagster(home: Path) -> None:
+    shares: list[float] = []
+    while not shares or (min(shares) >= LIMIT and len(shares) < MOST_TRIES):
+        shares.append(load(home, LOAD)["share"])
+    assert min(shares) < LIMIT, shares

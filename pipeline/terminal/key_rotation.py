@@ -1,0 +1,76 @@
+"""`keys rotate`: the next key of a source, and what to do so that its server knows it in time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+from pipeline.auth.rotation import Rotation, shown
+from pipeline.config import Config, Source
+from pipeline.errors import ConfigError
+from pipeline.terminal.public_keys import CACHE_SECONDS
+
+_SAFE_WAIT = timedelta(seconds=2 * CACHE_SECONDS)
+"""Our JWK Set may be kept so long by what lies between, and once more by the server (azure-and-aidbox B)."""
+
+
+@dataclass(frozen=True)
+class Rotated:
+    """What was done, and what is left to do, as lines for people."""
+
+    rotation: Rotation
+    lines: tuple[str, ...]
+
+    def as_json(self) -> dict[str, object]:
+        return {"kid": self.rotation.kid, "signs_from": shown(self.rotation.signs_from)}
+
+
+def rotate(config: Config, source: Source, wait: timedelta) -> Rotated:
+    """Makes the next key of `source`, published at once and signing after `wait`.
+
+    Raises `ConfigError` where there is none to rotate, or a rotation is under way; for keys in a vault also
+    `AuthError` and `Unreachable`.
+    """
+    from pipeline.exports.connection import ring_for
+
+    if source.auth.kind != "smart":
+        raise ConfigError(
+            f"source {source.name} signs in with {source.auth.kind} and has no key of ours",
+            "Its secret or certificate is rotated in Entra",
+        )
+    rotation = ring_for(config, source, wait).rotate()
+    return Rotated(rotation, tuple(_lines(config, source, rotation, wait)))
+
+
+def _lines(config: Config, source: Source, rotation: Rotation, wait: timedelta) -> list[str]:
+    when = shown(rotation.signs_from)
+    lines = [
+        f"{source.name}: the new key {rotation.kid} ({source.auth.algorithm}) is published from now on "
+        f"and signs from {when} on"
+    ]
+    lines += [f"  {note}" for note in rotation.notes]
+    sharing = [
+        each.name
+        for each in config.sources
+        if each.name != source.name and each.auth.private_key == source.auth.private_key
+    ]
+    if sharing:
+        lines.append(f"  the same key signs for {', '.join(sharing)}")
+    if source.profile == "apim-smart":
+        lines.append(
+            f"  -> before {when}: put the output of `fhir-export jwks {source.name}` into API Management's "
+            f"named value JWKS (`fhir-export register {source.name}` prints the command)"
+        )
+    else:
+        lines.append(
+            "  -> if the server reads our JWK Set from a URL (`fhir-export jwks --serve`): nothing to do"
+        )
+        lines.append(
+            f"  -> if it was pasted in: paste the output of `fhir-export jwks {source.name}` before {when}"
+        )
+    if wait < _SAFE_WAIT:
+        lines.append(
+            f"  ! servers keep keys for minutes (some for five): after {wait.total_seconds() / 60:g} minutes "
+            "one that has not read the new key refuses the sign-in until it does"
+        )
+    return lines
