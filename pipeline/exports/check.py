@@ -39,7 +39,8 @@ __all__ = ["Verdict", "check_source", "first_bad"]
 _SERVER_SAYS = re.compile(r" answered (.*)", re.DOTALL)
 _ABOUT_THE_KEY = re.compile(r"\b(kid|keys?|jwks?|jwk set|signature)\b", re.IGNORECASE)
 _ABOUT_THE_CLIENT = re.compile(
-    r"\b(issuer|iss|subject|sub)\b|\bunknown client\b|\bclient\b.*\b(unknown|not|no)\b", re.IGNORECASE
+    r"\b(issuer|iss|subject|sub)\b|\b(unknown|no( active)?) client\b|\bclient\b.*\b(unknown|not|no)\b",
+    re.IGNORECASE,
 )
 _ABOUT_WHO_WE_ARE = re.compile(r"^(invalid_client|invalid_grant|invalid_request)\b")
 
@@ -371,9 +372,11 @@ class _Looks:
 
     def _who_is_wrong(self, error: AuthError) -> AuthError:
         """The same refusal with the advice of one cause, where the server's words single it out."""
-        said = _SERVER_SAYS.search(error.cause)
-        if self.source.auth.kind != "smart" or said is None or not _ABOUT_WHO_WE_ARE.match(said[1]):
+        if self.source.auth.kind != "smart":
             return error
+        said = _SERVER_SAYS.search(error.cause)
+        if said is None or not _ABOUT_WHO_WE_ARE.match(said[1]):
+            return self._perhaps_unregistered(error)
         from pipeline.exports.connection import signer_for
 
         client_id = self.source.auth.client_id
@@ -391,7 +394,14 @@ class _Looks:
                 "Set auth.client_id to the id that the server gave at registration, and see that it is "
                 f"active there with our key, kid '{signer.kid}' (`fhir-export register {self.source.name}`)",
             )
-        return error
+        return self._perhaps_unregistered(error)
+
+    def _perhaps_unregistered(self, error: AuthError) -> AuthError:
+        advice = f"{error.advice.rstrip('.')}. " if error.advice else ""
+        return AuthError(
+            error.cause,
+            f"{advice}`fhir-export register {self.source.name}` prints what the server must know of us",
+        )
 
 
 _WRONG_URL = (

@@ -113,7 +113,7 @@ def test_a_night_lands_whole_in_azure_storage_by_bearer_tokens_alone(opened: Ope
     before = len(site.azurite.requests())
     full_export(site, "azure")
     assert len(site.azurite.requests()) > before
-    assert {each["audience"] for each in cloud.requests(on="entra") if each["status"] == 200} >= {
+    assert {each.get("resource") for each in cloud.requests(on="entra") if each["status"] == 200} >= {
         AUDIENCE,
         "https://storage.azure.com",
     }
@@ -141,7 +141,7 @@ def test_quirk_a_wrong_and_an_expired_secret_are_not_tried_again_and_say_what_to
         asked = [
             each
             for each in cloud.requests(on="entra")[before:]
-            if each["audience"] != "https://storage.azure.com"
+            if each.get("resource") != "https://storage.azure.com"
         ]
         assert wrong["status"] == "bad"
         assert "secret is wrong" in wrong["advice"]

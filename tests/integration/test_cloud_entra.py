@@ -363,6 +363,7 @@ def test_a_new_signing_key_is_published_beside_the_old_one(authority: Authority)
         published = [key["kid"] for key in http().get(cloud.token_keys_url).json()["keys"]]
         assert published == [jwt.get_unverified_header(old)["kid"], kid]
         assert jwt.get_unverified_header(new)["kid"] == kid
+        keys_at.cache_clear()
         assert claims_of(cloud, new)["oid"] == claims_of(cloud, old)["oid"]
 
 
