@@ -138,7 +138,7 @@ def demo(
 
 @app.command()
 def check(context: typer.Context, source: OptionalSource = None, as_json: Json = False) -> None:
-    """Find out what is wrong: key, server, sign-in, token, a small read, group, lake, in that order.
+    """Find out what is wrong: server, key or identity, token, a small read, group, storage, lake, clock.
 
     The first line that is bad is the one to mend. Nothing is exported.
     """

@@ -49,6 +49,8 @@ def _check_reference(value: str) -> str:
         raise ValueError(
             "a secret must be a reference (env:NAME, file:PATH or keyvault:URL), never the secret itself"
         )
+    if not value.isprintable():
+        raise ValueError("a secret's reference has characters in it that cannot be printed")
     return value
 
 
@@ -60,7 +62,19 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
+def _is_written_plainly(value: str) -> bool:
+    """No spaces, line ends or others that urlsplit skips and httpx does not; and a port that can be."""
+    if any(each.isspace() or not each.isprintable() for each in value):
+        return False
+    try:
+        return urlsplit(value).port != 0
+    except ValueError:
+        return False
+
+
 def _https(value: str) -> str:
+    if not _is_written_plainly(value):
+        raise ValueError("must be a plain https URL without spaces, with a port from 1 to 65535")
     parts = urlsplit(value)
     local = parts.hostname in ("localhost", "127.0.0.1", "::1")
     if parts.scheme != "https" and not (parts.scheme == "http" and local):
@@ -298,11 +312,14 @@ class Source(_Strict):
     @field_validator("fhir_url")
     @classmethod
     def _url(cls, value: str) -> str:
+        if not _is_written_plainly(value):
+            raise ValueError("must be a URL without spaces, with a port from 1 to 65535")
         parts = urlsplit(value)
         if (
             parts.scheme not in ("http", "https")
             or not parts.hostname
             or parts.query
+            or parts.fragment
             or parts.username
             or parts.password
         ):
@@ -518,7 +535,7 @@ def resolve_secret(reference: str, folder: Path, vault: KeyVaultAuth | None = No
             raise ConfigError(f"the environment variable {rest} is not set", f"It is named by {reference}")
         return value.encode()
     if kind == "file":
-        path = folder / Path(rest).expanduser()
+        path = _file_at(rest, folder)
         try:
             return path.read_bytes()
         except OSError as error:
@@ -536,4 +553,14 @@ def resolve_secret(reference: str, folder: Path, vault: KeyVaultAuth | None = No
 def secret_path(reference: str, folder: Path) -> Path | None:
     """The path behind a `file:` reference; None for the other kinds."""
     match = _REFERENCE.match(reference)
-    return folder / Path(match.group(2)).expanduser() if match and match.group(1) == "file" else None
+    return _file_at(match.group(2), folder) if match and match.group(1) == "file" else None
+
+
+def _file_at(named: str, folder: Path) -> Path:
+    try:
+        found = folder / Path(named).expanduser()
+    except RuntimeError:
+        raise ConfigError(
+            f"file:{named} names the home of a user who is not here", "Write the whole path"
+        ) from None
+    return found

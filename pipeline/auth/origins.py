@@ -85,9 +85,11 @@ def _parse(url: str | httpx.URL, error: type[ExportError]) -> httpx.URL:
 
 def _parse_or_none(url: str | httpx.URL) -> httpx.URL | None:
     try:
-        return httpx.URL(url)
+        parsed = httpx.URL(url)
+        _ = parsed.host  # httpx reads it again when it chooses a proxy, and raises for broken punycode
     except (httpx.InvalidURL, UnicodeError, ValueError):
         return None
+    return parsed
 
 
 def _host(parsed: httpx.URL, error: type[ExportError]) -> str:

@@ -101,7 +101,8 @@ class AccountAccess:
         path = unquote(_raw_path(str(parsed)).removeprefix(self.prefix)).removeprefix("/")
         container, slash, blob = path.partition("/")
         query, more = self.opening.for_blob(*((container, blob) if slash else ("$root", container)))
-        return (f"{parsed}?{query}" if query else str(parsed)), {**headers, **more}
+        plain = str(parsed).removesuffix("?")
+        return (f"{plain}?{query}" if query else plain), {**headers, **more}
 
     def advice(self, status: int, error_code: str) -> str:
         """What to do about a refusal by the account, in words; `error_code` is `x-ms-error-code`."""
@@ -331,10 +332,11 @@ def _parsed(url: str) -> httpx.URL | None:
         return None
     try:
         parsed = httpx.URL(url)
+        named = bool(parsed.host)  # a name in punycode that stands for nothing raises
     except (httpx.InvalidURL, ValueError):
         return None
     written = re.split(r"[/?#]", url.partition("://")[2], maxsplit=1)[0]
-    return parsed if parsed.scheme in _PORTS and parsed.host and "@" not in written else None
+    return parsed if parsed.scheme in _PORTS and named and "@" not in written else None
 
 
 def _origin(url: httpx.URL) -> str:

@@ -124,7 +124,11 @@ class VaultKey:
         return kept
 
     def sign(self, version: str, algorithm: Literal["RS384", "ES384"], digest: bytes) -> bytes:
-        """The signature of a SHA-384 digest, made in the vault: PKCS#1 v1.5, or r||s."""
+        """The signature of a SHA-384 digest, made in the vault: PKCS#1 v1.5, or r||s.
+
+        `Unreachable` where the version has been taken out of use since the versions were listed: asked
+        again, another one's turn has come.
+        """
         from azure.keyvault.keys.crypto import SignatureAlgorithm
 
         known = {"RS384": SignatureAlgorithm.rs384, "ES384": SignatureAlgorithm.es384}
@@ -135,8 +139,11 @@ class VaultKey:
         try:
             return self._ask(lambda: signer.sign(known[algorithm], digest).signature)
         except ConfigError:
-            self._known.read_at = None  # it may have been disabled since the versions were listed
-            raise
+            usable = {each.version for each in self.versions(fresh=True) if each.enabled}
+            if self.address.version is not None or version in usable:
+                raise
+            gone = f"{self.address}: version {version} has just been disabled or deleted"
+        raise Unreachable(gone, "The next try signs with another version, where there is one")
 
     def create_like(self, version: str, tags: dict[str, str]) -> KeyVersion:
         """A new version of the same type, size, curve and operations, with the old one's tags and `tags`."""

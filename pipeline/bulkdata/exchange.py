@@ -7,6 +7,7 @@ only.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from pipeline.retry_after import retry_after
 MOST_REDIRECTS = 5
 LONGEST_ERROR_BODY = 64 << 10
 LONGEST_BODY = 256 << 20
+LONGEST_ANSWER = 120.0
+"""Seconds for an answer that is read whole: one that drips for ever breaks no timeout of a single read."""
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
@@ -172,7 +175,13 @@ def _read(response: httpx.Response) -> bytes:
     limit = LONGEST_ERROR_BODY if error else LONGEST_BODY
     parts: list[bytes] = []
     size = 0
+    give_up = time.monotonic() + LONGEST_ANSWER
     for part in response.iter_bytes():
+        if time.monotonic() > give_up:
+            raise Unreachable(
+                f"{printable(str(response.url))} had not ended its answer after {LONGEST_ANSWER:.0f} s",
+                "Trying again may help.",
+            )
         parts.append(part)
         size += len(part)
         if size > limit:

@@ -10,7 +10,9 @@ import re
 import time
 import uuid
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, urlsplit
 
 from pipeline.config import Config, Source
 from pipeline.errors import (
@@ -115,6 +117,7 @@ class _Looks:
         try:
             statement = self._client().capability()
         except AuthError as error:
+            self._require_a_kickoff()
             return f"it answers, but does not show /metadata to everyone ({error.cause})"
         except (ServerRefused, VerificationFailed) as error:
             raise ServerRefused(error.cause, _WRONG_URL) from None
@@ -124,8 +127,17 @@ class _Looks:
                 f"the server speaks FHIR {_short(version)}, this pipeline reads R4 (4.0.1)",
                 "Set fhir_url to the server's R4 base, where it has one",
             )
+        self._require_a_kickoff()
         offers = "$export is offered" if _offers_export(statement) else _SILENT_ABOUT_EXPORT
         return f"FHIR {_short(version)}, {offers}"
+
+    def _require_a_kickoff(self) -> None:
+        """What export asks for must be what this kind of server takes, or each kick-off is refused."""
+        from pipeline.bulkdata.profiles import profile_of
+        from pipeline.exports.request import asked_for
+
+        profile = profile_of(self.source.profile, self.source.knobs)
+        profile.check(asked_for(self.source, profile))
 
     # --- who we are ---------------------------------------------------------------------------------
 
@@ -203,6 +215,11 @@ class _Looks:
         answer = self._read("Patient", {"_count": "1", "_elements": "id"})
         where = f"{self._client().fhir_url}/Patient"
         if answer.ok:
+            if (answer.resource or {}).get("resourceType") != "Bundle":
+                raise VerificationFailed(
+                    f"{where} answered HTTP {answer.http_status} with something that is no Bundle",
+                    "A login page, proxy or gateway answers in the server's place. " + _WRONG_URL,
+                )
             return "one Patient may be searched for"
         if answer.http_status == 401:
             raise self._not_accepted(where, answer)
@@ -310,6 +327,11 @@ class _Looks:
             raise Unreachable(
                 f"the storage account {access.account} answered HTTP {answer.status_code}", "Try again later"
             )
+        if answer.status_code == 403 and _is_sas_of_one_container(prepared):
+            raise NotNeeded(
+                f"the SAS for storage account {access.account} is for one container, which only a download "
+                "can tell"
+            )
         said = f" ({_short(code)})" if code else ""
         raise DownloadRefused(
             f"the storage account {access.account} may not be read (HTTP {answer.status_code}{said})",
@@ -327,6 +349,7 @@ class _Looks:
             created = lake.put_new(probe, content)
             found = lake.read(probe) if created else None
             lake.remove(probe)
+            lake.names(self.source.name)  # a SAS may allow everything but this
         except LakeError as error:
             advice = error.advice if lake.folder is None and error.advice else _UNWRITABLE_LAKE
             raise LakeError(f"{lake.place}: {error.cause}", advice) from None
@@ -420,6 +443,16 @@ def _transport(answer: httpx.Response) -> str:
     stream = answer.extensions.get("network_stream")
     tls = stream.get_extra_info("ssl_object") if stream is not None else None
     return f"over {tls.version()}" if tls is not None else "without TLS"
+
+
+def _is_sas_of_one_container(url: str) -> bool:
+    """Whether a signed URL is so by a service SAS that lives: it says nothing about other containers."""
+    parameters = dict(parse_qsl(urlsplit(url).query))
+    try:
+        expires = datetime.fromisoformat(parameters.get("se", ""))
+    except ValueError:
+        return False
+    return "sr" in parameters and expires.replace(tzinfo=expires.tzinfo or UTC) > datetime.now(UTC)
 
 
 def _blob_endpoint(access: Any) -> str:

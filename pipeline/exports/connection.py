@@ -143,11 +143,18 @@ def _entra(config: Config, source: Source) -> TokenSource:
         tenant_id=auth.tenant_id or "",
         client_id=auth.client_id or "",
         audience=entra_audience(source),
-        client_secret=config.secret(auth.client_secret).decode().strip() if auth.client_secret else None,
+        client_secret=_text(config, auth.client_secret, "auth.client_secret") if auth.client_secret else None,
         certificate=config.secret(auth.certificate) if auth.certificate else None,
         authority=auth.authority,
         version=auth.entra_version,
     )
+
+
+def _text(config: Config, reference: str, key: str) -> str:
+    try:
+        return config.secret(reference).decode().strip()
+    except UnicodeDecodeError:
+        raise ConfigError(f"the secret that {key} names is not text", f"Look at {reference}") from None
 
 
 def authentication(config: Config, source: Source, http: httpx.Client) -> httpx.Auth | None:

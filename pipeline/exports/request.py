@@ -19,6 +19,7 @@ from pipeline.errors import (
     Unreachable,
 )
 from pipeline.exports.closing import reject
+from pipeline.exports.connection import profile_of
 from pipeline.exports.facts import Intent, IntentError, Request
 from pipeline.exports.identity import require_export_id
 from pipeline.exports.ledger import Facts
@@ -28,6 +29,7 @@ from pipeline.exports.watermark import Since, since_for
 
 if TYPE_CHECKING:
     from pipeline.bulkdata.parameters import KickoffParameters
+    from pipeline.bulkdata.profiles import Profile
 
 
 def request_export(session: Session, export_id: str, patience: timedelta = timedelta(minutes=2)) -> Facts:
@@ -80,21 +82,25 @@ def _kickoff_step(session: Session, facts: Facts) -> KickOff:
             raise LakeError(f"{facts.label} has damaged facts: {', '.join(facts.damaged)}", "Restore them")
 
 
-def kickoff_parameters(session: Session) -> tuple[KickoffParameters, Since]:
-    """What the configuration asks for, `_since` included. Raises `ConfigError`."""
+def asked_for(source: Source, profile: Profile) -> KickoffParameters:
+    """What the configuration asks for, without a time window. Raises `ConfigError`."""
     from pipeline.bulkdata.parameters import KickoffParameters
 
-    export = session.source.export
-    parameters = KickoffParameters(
+    export = source.export
+    return KickoffParameters(
         level=export.level,
         group=export.group,
         types=export.types or (),
         type_filters=export.type_filters,
         elements=export.elements,
-        since=None,
-        until=None,
-        output_format=session.profile.output_format,
+        output_format=profile.output_format,
     )
+
+
+def kickoff_parameters(session: Session) -> tuple[KickoffParameters, Since]:
+    """What the configuration asks for, `_since` included. Raises `ConfigError`."""
+    export = session.source.export
+    parameters = asked_for(session.source, session.profile)
     ids = session.ledger.export_ids() if export.since == "auto" and export.level != "group" else []
     facts = [session.ledger.read(each) for each in ids]
     receipts = [each.receipt for each in facts if each.receipt and "withdrawn" not in each.closings]
@@ -118,12 +124,15 @@ def _until(session: Session, since: str | None) -> str | None:
 
 
 def fingerprint(source: Source, parameters: KickoffParameters) -> str:
-    """What exports must have in common to share a watermark: the server, what is asked for, and from when.
+    """What exports must have in common to share a watermark: server, who asks, what for, and from when.
 
     An export from a configured instant on has not what was before it.
     """
     since = source.export.since if source.export.since not in ("auto", "never") else None
-    parts = [source.fhir_url, source.tenant, since, parameters.fingerprint()]
+    auth = source.auth
+    # What was not granted then is not in the exports before, and `_since` would leave it out for ever.
+    granted = [auth.client_id, auth.scope or profile_of(source).scope] if auth.kind == "smart" else []
+    parts = [source.fhir_url, source.tenant, since, parameters.fingerprint(), *granted]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

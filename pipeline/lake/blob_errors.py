@@ -118,7 +118,7 @@ class _Answer:
         if known is not None:
             return known(self)
         if self.status in (401, 403):
-            return self._refused_credential()
+            return self.refused_credential()
         if self.status >= 500 or self.status == 429:
             return f"the storage is busy or in trouble ({self._label})", "Try again later"
         return (
@@ -164,7 +164,7 @@ class _Answer:
 
     def firewall(self) -> Words:
         if "authenticate" in self.text:
-            return self._refused_credential()
+            return self.refused_credential()
         if self.by_sas:
             return (
                 f"the SAS or the account's firewall does not allow this ({self._label})",
@@ -176,7 +176,7 @@ class _Answer:
             "Networking of the account: add this machine's address or network, or use a private endpoint",
         )
 
-    def _refused_credential(self) -> Words:
+    def refused_credential(self) -> Words:
         if self.by_sas:
             return self._refused_sas()
         if self.by_key:
@@ -260,6 +260,7 @@ _KNOWN: dict[str, Callable[[_Answer], Words]] = {
     "AuthorizationPermissionMismatch": _Answer.no_permission,
     "InsufficientAccountPermissions": _Answer.no_permission,
     "AuthorizationFailure": _Answer.firewall,
+    "InvalidAuthenticationInfo": _Answer.refused_credential,
     "AuthorizationSourceIPMismatch": _Answer.wrong_sas_form,
     "AuthorizationProtocolMismatch": _Answer.wrong_sas_form,
     "AuthorizationServiceMismatch": _Answer.wrong_sas_form,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import urlsplit
 
 from pipeline.errors import ConfigError, LakeError
+from pipeline.lake.spool import private_folder
 
 if TYPE_CHECKING:
     from pipeline.config import LakeAuth
@@ -135,16 +134,14 @@ class Lake(ABC):
         """An empty private folder (mode 0700) for files on their way, removed at the end.
 
         It lies on the lake's own disk when the lake is local, so that a finished file is linked, not copied.
+        Those that killed processes have left are removed.
         """
         parent: Path | None = None
         if self.folder is not None:
             parent = self.folder / ".spool"
             parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix="spool-", dir=parent))
-        try:
+        with private_folder(parent) as folder:
             yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def open_lake(url: str, base: Path, auth: LakeAuth | None = None, secret: ReadSecret | None = None) -> Lake:

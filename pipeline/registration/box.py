@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from pipeline.auth.origins import origin, printable, require_secure
 from pipeline.bulkdata.exchange import translated
 from pipeline.bulkdata.outcome import describe, read_json
 from pipeline.errors import AuthError, ConfigError, ServerRefused, Unreachable
+from pipeline.redaction import HIDDEN
 from pipeline.registration.steps import Request
 
 _KEY_MEMBERS = ("jwks", "jwks_uri")
@@ -53,7 +55,8 @@ def apply(
 ) -> list[Done]:
     """Looks at what is there, then sends what is missing or differs. Safe to run again.
 
-    A resource of another kind under the same id is not overwritten unless `replace`; nothing is sent then.
+    A resource of another kind, or a Client of another tenant, under the same id is not overwritten unless
+    `replace`; nothing is sent then.
     `tell` is given a line for every answer. Raises `ConfigError`, `AuthError`, `ServerRefused`,
     `Unreachable`.
     """
@@ -134,6 +137,11 @@ def _refuse_another_kind(request: Request, there: Mapping[str, Any] | None) -> N
             f"there is a {what} already, of another type than {ours['type']}; nothing was sent",
             "Choose another auth.client_id, or overwrite it with --replace",
         )
+    if ours["resourceType"] == "Client" and _tenant(there) not in (None, _tenant(ours)):
+        raise ConfigError(
+            f"there is a {what} already, of another tenant; nothing was sent",
+            "Choose another auth.client_id or correct tenant, or overwrite it with --replace",
+        )
     if ours["resourceType"] == "AccessPolicy" and not (
         there.get("engine") == ours["engine"] and _links(there) <= _links(ours)
     ):
@@ -141,6 +149,16 @@ def _refuse_another_kind(request: Request, there: Mapping[str, Any] | None) -> N
             f"there is an {what} already, with other rules; nothing was sent",
             "See that it lets our Client in, or overwrite it with --replace",
         )
+
+
+def _tenant(client: Mapping[str, Any]) -> str | None:
+    """The tenant that a Client is linked to, in either form."""
+    meta = client.get("meta")
+    if not isinstance(meta, Mapping):
+        return None
+    newer, older = meta.get("tenant"), meta.get("_tenant")
+    found = newer.get("id") if isinstance(newer, Mapping) else older
+    return found if isinstance(found, str) else None
 
 
 def _links(policy: Mapping[str, Any]) -> set[str]:
@@ -170,7 +188,7 @@ def _refusal(answer: httpx.Response) -> ServerRefused | Unreachable:
         return AuthError(
             what, "The administrator's credential (--admin-token) is not accepted there, or may not"
         )
-    said = describe(answer.content)
+    said = _without_credential(describe(answer.content), answer.request)
     if status in (408, 425, 429) or status >= 500:
         return Unreachable(f"{what}: {said}", "The box is busy or in trouble; try again later")
     if answer.is_redirect:
@@ -178,3 +196,14 @@ def _refusal(answer: httpx.Response) -> ServerRefused | Unreachable:
             f"{what}, a redirect, which is not followed", "Set fhir_url to the box's own address"
         )
     return ServerRefused(f"{what}: {said}", "Ask the box's operator what it means")
+
+
+def _without_credential(said: str, request: httpx.Request) -> str:
+    """A box that shows what it was sent must not put the administrator's credential into our message."""
+    sent = request.headers.get("Authorization", "").partition(" ")[2]
+    secrets = [sent]
+    if request.headers.get("Authorization", "").startswith("Basic "):
+        secrets.append(base64.b64decode(sent).decode().partition(":")[2])
+    for secret in filter(None, secrets):
+        said = said.replace(secret, HIDDEN)
+    return said

@@ -87,7 +87,11 @@ class Registration:
     def fill_in(self) -> dict[str, str]:
         """The placeholders in the commands -> what they stand for."""
         text = "\n".join(command for step in self.steps for command in step.commands)
-        return {name: PLACEHOLDERS[name] for name in dict.fromkeys(_PLACEHOLDER.findall(text))}
+        return {
+            name: PLACEHOLDERS[name]
+            for name in dict.fromkeys(_PLACEHOLDER.findall(text))
+            if name in PLACEHOLDERS
+        }
 
     def as_json(self) -> dict[str, Any]:
         """The same as data for scripts."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +34,9 @@ MAX_TRIES = 40
 """Half of six concurrent widenings fail; each try after a conflict begins from a fresh table."""
 LONGEST_WAIT = 2.0
 """Seconds between two tries at most."""
+
+_STATUS = re.compile(r"non-2xx status code\W+(?:\d+m\W+)*([45]\d\d) [A-Z]")
+_CODE = re.compile(r"<Code>([A-Za-z]{1,64})</Code>")
 
 
 @dataclass(frozen=True)
@@ -352,11 +356,19 @@ def _name(uri: str) -> str:
 
 
 def _unwritable(uri: str, bad: Exception) -> LakeError:
-    # delta-rs quotes whole URLs in its messages, so only the error's class is repeated.
     return LakeError(
-        f"The table {_name(uri)} cannot be written ({type(bad).__name__})",
+        f"The table {_name(uri)} cannot be written ({_why(bad)})",
         "Check that the lake can be reached and that its credentials allow writing",
     )
+
+
+def _why(bad: Exception) -> str:
+    """delta-rs quotes whole URLs in its messages, so only the storage's status and code word are repeated."""
+    said = str(bad)
+    status, code = _STATUS.search(said), _CODE.search(said)
+    if status or code:
+        return " ".join(["HTTP", *(found[1] for found in (status, code) if found)])
+    return "no connection" if "error sending request" in said else type(bad).__name__
 
 
 def _open(uri: str, storage_options: StorageOptions) -> DeltaTable | None:
@@ -369,7 +381,7 @@ def _open(uri: str, storage_options: StorageOptions) -> DeltaTable | None:
         return None
     except (DeltaError, OSError) as bad:
         raise LakeError(
-            f"The table {_name(uri)} cannot be opened ({type(bad).__name__})",
+            f"The table {_name(uri)} cannot be opened ({_why(bad)})",
             "Check that the lake can be reached and that its credentials allow reading",
         ) from None
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from pipeline.auth.rotation import Rotation, shown
-from pipeline.config import Config, Source
+from pipeline.config import Config, Source, secret_path
 from pipeline.errors import ConfigError
 from pipeline.terminal.public_keys import CACHE_SECONDS
 
@@ -38,8 +38,35 @@ def rotate(config: Config, source: Source, wait: timedelta) -> Rotated:
             f"source {source.name} signs in with {source.auth.kind} and has no key of ours",
             "Its secret or certificate is rotated in Entra",
         )
+    _require_no_kid_elsewhere(config, source)
     rotation = ring_for(config, source, wait).rotate()
     return Rotated(rotation, tuple(_lines(config, source, rotation, wait)))
+
+
+def _require_no_kid_elsewhere(config: Config, source: Source) -> None:
+    """A source with a kid of its own would sign with the next key under the name of the one before."""
+    named = [each.name for each in _sharing(config, source) if each.auth.kid is not None]
+    if named:
+        raise ConfigError(
+            f"the same key signs for {', '.join(named)} under a configured auth.kid, which the next key "
+            "would have too",
+            "Take auth.kid out there once that server knows the key by its thumbprint, or give that source a "
+            "key of its own",
+        )
+
+
+def _sharing(config: Config, source: Source) -> list[Source]:
+    """The other sources that sign with the same key, however their references write it."""
+    ours = _same_key(config, source)
+    return [each for each in config.sources if each.name != source.name and _same_key(config, each) == ours]
+
+
+def _same_key(config: Config, source: Source) -> str | None:
+    reference = source.auth.private_key
+    if source.auth.kind != "smart" or reference is None:
+        return None
+    path = secret_path(reference, config.folder)
+    return str(path.resolve()) if path is not None else reference.rstrip("/").lower()
 
 
 def _lines(config: Config, source: Source, rotation: Rotation, wait: timedelta) -> list[str]:
@@ -49,13 +76,9 @@ def _lines(config: Config, source: Source, rotation: Rotation, wait: timedelta) 
         f"and signs from {when} on"
     ]
     lines += [f"  {note}" for note in rotation.notes]
-    sharing = [
-        each.name
-        for each in config.sources
-        if each.name != source.name and each.auth.private_key == source.auth.private_key
-    ]
+    sharing = _sharing(config, source)
     if sharing:
-        lines.append(f"  the same key signs for {', '.join(sharing)}")
+        lines.append(f"  the same key signs for {', '.join(each.name for each in sharing)}")
     if source.profile == "apim-smart":
         lines.append(
             f"  -> before {when}: put the output of `fhir-export jwks {source.name}` into API Management's "

@@ -60,26 +60,31 @@ def secret_file(config: Config, source: Source, reference: str | None) -> str | 
 
 def show(found: Registration) -> None:
     """The steps in order, as text: comments for people, commands and requests to be pasted."""
-    give(f"# {found.source}: what {found.system} wants for client '{found.client_id or '-'}'")
+    _give_comment(f"{found.source}: what {found.system} wants for client '{found.client_id or '-'}'")
     for number, step in enumerate(found.steps, 1):
         give("")
-        give(f"# {number}. {step.title}")
+        _give_comment(f"{number}. {step.title}")
         _show_step(step)
     if found.settings:
         give("")
         give(f"# In exports.yaml, source {found.source}:")
         for name, value in found.settings.items():
-            give(f"#   {name}: {value}")
+            _give_comment(f"  {name}: {value}")
     if found.fill_in:
         give("")
         give("# To fill in:")
         for name, meaning in found.fill_in.items():
-            give(f"#   {name}: {meaning}")
+            _give_comment(f"  {name}: {meaning}")
+
+
+def _give_comment(text: str) -> None:
+    """A configured name with a line end in it must not become a line that is pasted into a shell."""
+    give("# " + "".join(each if each.isprintable() else " " for each in text))
 
 
 def _show_step(step: Step) -> None:
     for note in step.notes:
-        give(f"#    {note}")
+        _give_comment(f"   {note}")
     if step.hand_over is not None:
         give(json.dumps(step.hand_over, indent=2))
     if not step.requests:

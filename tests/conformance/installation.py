@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -144,6 +147,44 @@ class Installation:
             cwd=self.folder,
             start_new_session=True,
         )
+
+    def beside(self, folder: Path, entry: dict[str, Any]) -> Installation:
+        """Another one with that source, the same lake and the same keys."""
+        other = Installation(folder, self.azurite, self.container, [entry])
+        shutil.copytree(self.home / "keys", other.home / "keys")
+        return other
+
+    @contextmanager
+    def daemon(self) -> Iterator[Path]:
+        """Dagster's daemon with every schedule of the sources and every status sensor on; its log."""
+        for arguments in (["schedule", "start", "--start-all"], *self._sensors()):
+            subprocess.run(
+                [str(BIN / "dagster"), *arguments, "-m", "pipeline.definitions"],
+                env=self.environment,
+                cwd=self.folder,
+                check=True,
+                capture_output=True,
+                timeout=180,
+            )
+        log = self.folder / "daemon.log"
+        with log.open("ab") as output:
+            process = subprocess.Popen(
+                [str(BIN / "dagster-daemon"), "run", "-m", "pipeline.definitions"],
+                env=self.environment,
+                cwd=self.folder,
+                stdout=output,
+                stderr=output,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        try:
+            yield log
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(60)
+
+    def _sensors(self) -> list[list[str]]:
+        return [["sensor", "start", f"{each['name']}_status"] for each in self.sources]
 
     # --- the lake, by other code ---
 

@@ -8,10 +8,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
 import re
-import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -23,7 +20,7 @@ from authority import Authority
 from azure_storage import ACCOUNT, Azurite, start_azurite
 from boxes import box_entry
 from course import PATIENTS, SEED, bearers_at
-from installation import BIN, Installation, truth_of
+from installation import Installation, truth_of
 
 from pipeline.sandbox.cloud.process import CloudProcess, start_cloud
 from pipeline.sandbox.process import SandboxProcess, start_sandbox
@@ -135,40 +132,6 @@ def five_systems(folder: Path, authority: Authority) -> Iterator[Five]:
         yield five
 
 
-@contextmanager
-def daemon(site: Installation) -> Iterator[None]:
-    """Dagster's daemon with every schedule and sensor on."""
-
-    def dagster(*arguments: str) -> None:
-        subprocess.run(
-            [str(BIN / "dagster"), *arguments, "-m", "pipeline.definitions"],
-            env=site.environment,
-            cwd=site.folder,
-            check=True,
-            capture_output=True,
-            timeout=180,
-        )
-
-    dagster("schedule", "start", "--start-all")
-    for name in NAMES:
-        dagster("sensor", "start", f"{name}_status")
-    with (site.folder / "daemon.log").open("ab") as log:
-        process = subprocess.Popen(
-            [str(BIN / "dagster-daemon"), "run", "-m", "pipeline.definitions"],
-            env=site.environment,
-            cwd=site.folder,
-            stdout=log,
-            stderr=log,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-    try:
-        yield
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(60)
-
-
 def eventually(what: Callable[[], bool], seconds: float, site: Installation) -> None:
     deadline = time.monotonic() + seconds
     while not what():
@@ -187,7 +150,7 @@ def test_five_systems_run_by_their_schedules_and_one_broken_credential_harms_no_
 ) -> None:
     with five_systems(tmp_path, authority) as five:
         site = five.site
-        with daemon(site):
+        with site.daemon():
             eventually(lambda: all(five.published(name) for name in NAMES), 300, site)
             site.secret("azure", "no longer the secret")
             before = {name: len(five.published(name)) for name in NAMES}

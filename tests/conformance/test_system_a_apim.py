@@ -152,9 +152,7 @@ def test_quirk_a_token_without_the_role_for_all_is_refused_with_words(opened: Op
     with start_sandbox(
         stand_in="apim", patients=2, jwks=keys, apim_host=CUSTOM_HOST, granted_role="user.all.read"
     ) as box:
-        elsewhere = Installation(site.folder / "role", site.azurite, site.container, [entry(box)])
-        (elsewhere.home / "keys").mkdir(exist_ok=True)
-        (elsewhere.home / "keys" / "apim.pem").write_bytes((site.home / "keys" / "apim.pem").read_bytes())
+        elsewhere = site.beside(site.folder / "role", entry(box))
         with pytest.raises(AuthError) as refused:
             export_by_hand(session_of(elsewhere, "apim"), "20260106T020000Z")
     assert "403" in refused.value.cause

@@ -102,9 +102,7 @@ def test_quirk_signed_urls_that_have_died_are_fetched_anew_with_a_fresh_manifest
         signed_url_seconds=2,
     ) as box:
         folder = tmp_path_factory.mktemp("signed")
-        short = Installation(folder, site.azurite, site.container, [box_entry("aidbox", box, box.fhir_url)])
-        (short.home / "keys").mkdir()
-        (short.home / "keys" / "aidbox.pem").write_bytes((site.home / "keys" / "aidbox.pem").read_bytes())
+        short = site.beside(folder, box_entry("aidbox", box, box.fhir_url))
         session = session_of(short, "aidbox")
         export_id = "20260201T020000Z"
         ready_by_hand(session, export_id)
@@ -169,11 +167,7 @@ def test_quirk_tokens_of_seconds_are_renewed_through_a_long_export(opened: Opene
         jwks=keys,
         token_seconds=5,
     ) as box:
-        short = Installation(
-            site.folder / "short", site.azurite, site.container, [box_entry("aidbox", box, box.fhir_url)]
-        )
-        (short.home / "keys").mkdir()
-        (short.home / "keys" / "aidbox.pem").write_bytes((site.home / "keys" / "aidbox.pem").read_bytes())
+        short = site.beside(site.folder / "short", box_entry("aidbox", box, box.fhir_url))
         receipt = export_by_hand(session_of(short, "aidbox"), "20260501T020000Z")
         assert receipt.rows == sum(map(len, truth_of(SEED, PATIENTS, 1, TYPES).values()))
         tokens = {each["bearer"] for each in box.access_log() if each.get("bearer")}

@@ -98,10 +98,7 @@ def test_quirk_the_link_to_the_tenant_has_two_forms_and_the_wrong_one_is_a_403_w
         tenant_form=FORMS[form],
     ) as box:
         folder = tmp_path_factory.mktemp("forms")
-        entry = box_entry("smartbox", box, box.base_url, tenant=TENANT)
-        one = Installation(folder, site.azurite, site.container, [entry])
-        (one.home / "keys").mkdir()
-        (one.home / "keys" / "smartbox.pem").write_bytes((site.home / "keys/smartbox.pem").read_bytes())
+        one = site.beside(folder, box_entry("smartbox", box, box.base_url, tenant=TENANT))
         register(one, "smartbox", "--tenant-form", other)
         wrong = one.check("smartbox")
         assert [each["name"] for each in wrong.values() if each["status"] == "bad"] == ["read"]

@@ -16,6 +16,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import parse_qs
 
 import pytest
 from azure.core.exceptions import AzureError
@@ -31,6 +32,7 @@ from pipeline.lake.blob_account import BlobAccess, BlobAccount
 from pipeline.lake.blob_address import parse_address
 from pipeline.lake.blob_errors import explain
 from pipeline.lake.lake import Lake, open_lake
+from pipeline.tables.delta import total_rows
 
 SIGNATURE = "c2VjcmV0LXNpZ25hdHVyZQ"
 
@@ -102,6 +104,26 @@ def test_a_sas_of_another_container_or_with_a_wrong_signature_is_refused_without
         assert sas.split("sig=")[1][:10] not in str(error)
 
 
+def test_a_table_that_the_storage_refuses_says_the_storages_own_word_and_no_signature(
+    azurite: Azurite,
+) -> None:
+    """delta-rs gives only an OSError, whose text holds the whole URL."""
+    container = azurite.new_container()
+    for sas, why in (
+        (azurite.sas("rw"), "HTTP 403 AuthorizationPermissionMismatch"),
+        (azurite.sas(minutes=-1), "HTTP 403 AuthorizationFailure"),
+    ):
+        lake = lake_by_sas(azurite, sas, container)
+        with pytest.raises(LakeError) as found:
+            total_rows(lake.table_uri("hosp_a/tables/patient"), lake.storage_options)
+        assert f"patient cannot be opened ({why})" in found.value.cause
+        assert parse_qs(sas)["sig"][0][:12] not in str(found.value)
+    lake = lake_by_sas(azurite, azurite.sas(), container)
+    nobody = {**lake.storage_options, "azure_storage_endpoint": f"http://127.0.0.1:1/{ACCOUNT}"}
+    with pytest.raises(LakeError, match=r"cannot be opened \(no connection\)"):
+        total_rows(lake.table_uri("hosp_a/tables/patient"), nobody)
+
+
 def test_a_wrong_account_key_is_named(azurite: Azurite) -> None:
     container = azurite.new_container()
     wrong = azurite.connection_string.replace(KEY, "AAAA" + KEY[4:])
@@ -168,6 +190,7 @@ def test_a_storage_that_comes_back_within_seconds_is_waited_for() -> None:
 UNTRUSTING = """
 import sys
 from pathlib import Path
+from urllib.parse import parse_qs
 from pipeline.config import LakeAuth
 from pipeline.errors import LakeError
 from pipeline.lake.lake import open_lake
@@ -277,6 +300,7 @@ DOCUMENTED = [
         "account key is wrong",
     ),
     ("sas", 403, "AuthenticationFailed", "Signature did not match.", "the SAS is not accepted"),
+    ("key", 400, "InvalidAuthenticationInfo", "", "account key is wrong"),
     ("sas", 403, "AuthorizationPermissionMismatch", "", "the SAS does not allow this"),
     ("sas", 403, "AuthorizationResourceTypeMismatch", "", "made for something else"),
     ("key", 403, "KeyBasedAuthenticationNotPermitted", "", "takes no account keys"),

@@ -125,3 +125,10 @@ def test_a_printed_url_has_no_query_no_fragment_and_no_user() -> None:
     )
     assert printable("not a url at all ?sig=S3CRET") == "(an unreadable URL)"
     assert len(printable("https://h.example/" + "a" * 9000)) < 250
+
+
+def test_a_name_in_punycode_that_stands_for_nothing_is_refused_with_words() -> None:
+    """httpx reads such a URL, and raises an error of its own only when it looks for a proxy."""
+    with pytest.raises(AuthError, match="cannot be read"):
+        origin("https://xn--contso-jbg.example.org/r4", error=AuthError)
+    assert printable("https://xn--contso-jbg.example.org/r4?sig=1") == "(an unreadable URL)"

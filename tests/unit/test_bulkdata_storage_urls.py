@@ -110,6 +110,7 @@ HOSTILE = [
     "",
     "https://ｃontosoexports.blob.core.windows.net/c/f",
     "https://contosoexports%2eblob.core.windows.net/c/f",
+    "https://xn--contso-jbg.blob.core.windows.net/c/f",
 ]
 
 
@@ -271,6 +272,13 @@ def test_a_sas_is_appended_as_it_is_and_sent_nowhere_else() -> None:
     assert "Authorization" not in headers
     assert httpx.URL(url).raw_path.decode().endswith(SAS)
     assert "sig=" not in repr(one)
+
+
+def test_an_empty_query_does_not_spoil_the_signature() -> None:
+    url, _ = access(lambda _: SAS.encode(), kind="sas", sas="env:SAS").prepare(f"{FILE}?")
+    assert url == f"{FILE}?{SAS}"
+    bare, _ = access(kind="default", credential=Credential()).prepare(f"{FILE}?")
+    assert bare == FILE
 
 
 def test_a_renewed_sas_is_found_after_a_while() -> None:

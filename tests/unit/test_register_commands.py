@@ -326,3 +326,27 @@ def test_words_of_a_command_cannot_be_taken_for_shell() -> None:
     )
     assert done.stdout == "".join(f"{word}|" for word in words[2:])
     assert command("az", Substituted("$(az y)")) == 'az "$(az y)"'
+
+
+def test_a_configured_name_cannot_break_out_of_a_comment(capsys: pytest.CaptureFixture[str]) -> None:
+    """The output is made to be pasted into a shell."""
+    from pipeline.terminal.registering import show
+
+    evil = "nightly'\ntouch /tmp/pwned #"
+    chosen = source(
+        "azure-fhir", FHIR, {**SECRET, "client_id": evil, "client_secret": "env:X", "audience": "a\rid\n"}
+    )
+    found = registration(chosen, None, Known())
+    show(found)
+    printed = capsys.readouterr().out
+    commands_alone = printed
+    for step in found.steps:
+        for line in step.commands:
+            commands_alone = commands_alone.replace(line, "")
+    assert all(each.startswith("#") for each in commands_alone.splitlines() if each.strip())
+    assert "\r" not in commands_alone
+
+
+def test_a_configured_name_in_angle_brackets_is_no_placeholder_of_ours() -> None:
+    chosen = source("azure-fhir", FHIR, {**SECRET, "client_id": "<mine>"})
+    assert "<mine>" not in registration(chosen, None, Known()).fill_in
