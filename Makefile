@@ -32,10 +32,11 @@ tests/azurite/node_modules/.installed: tests/azurite/package-lock.json .venv/.in
 test: setup tests/azurite/node_modules/.installed lint types ## lint, types, all tests
 	$(BIN)/python -m pytest
 
-benchmark: setup ## NDJSON to Parquet against DuckDB, pyarrow and orjson; then memory and cost as files grow
+benchmark: setup tests/azurite/node_modules/.installed ## NDJSON to Parquet against DuckDB, pyarrow and orjson; memory and cost as files grow; uploads to Azure
 	$(BIN)/python -m benchmarks.conversion
 	$(BIN)/python -m benchmarks.conversion --growth
 	$(BIN)/python benchmarks/ingest_memory.py --gigabytes 1
+	$(BIN)/python benchmarks/azure_upload.py
 
 lint: setup
 	$(BIN)/ruff check .

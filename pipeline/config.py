@@ -227,6 +227,15 @@ class DownloadStorage(StorageAuth):
     """The storage account that the FHIR server writes its exports to (azure-and-aidbox D)."""
 
     account: str
+    container: str | None = None
+    """Where `check` looks, for a credential that is for one container only."""
+
+    @field_validator("container")
+    @classmethod
+    def _container(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[a-z0-9](-?[a-z0-9]){2,62}", value):
+            raise ValueError("must be a container's name: lower case letters, digits and -, 3 to 63")
+        return value
 
     @field_validator("account")
     @classmethod

@@ -20,6 +20,9 @@ SIGNS_FROM = "signs-from"
 """The tag. Not `nbf`: the vault refuses to sign before it, and its clock is not ours."""
 
 
+_CLOCKS_DIFFER = timedelta(minutes=10)
+
+
 @dataclass(frozen=True)
 class Turn:
     """A version that can sign, and from when on it does."""
@@ -39,9 +42,9 @@ def turns(versions: tuple[KeyVersion, ...], now: datetime, wait: timedelta) -> l
 
 
 def signing(available: list[Turn], now: datetime) -> Turn | None:
-    """The newest whose time has come; where none's has, the one that is next."""
+    """The newest whose time has come; where none's has, the oldest, which is published longest."""
     come = [turn for turn in available if turn.signs_from <= now]
-    return come[-1] if come else min(available, key=lambda turn: turn.signs_from, default=None)
+    return come[-1] if come else next(iter(available), None)
 
 
 def published(available: list[Turn], now: datetime, wait: timedelta) -> list[Turn]:
@@ -148,6 +151,8 @@ def _age(each: KeyVersion) -> tuple[datetime, datetime, str]:
 
 def _signs_from(each: KeyVersion, wait: timedelta, first: bool) -> datetime:
     tagged = _instant(each.tag(SIGNS_FROM))
+    if tagged is not None and tagged < each.created - _CLOCKS_DIFFER:
+        tagged = None  # of an older version, copied when the vault's own policy made this one
     begins = tagged if tagged is not None else each.created if first else each.created + wait
     return begins if each.not_before is None else max(begins, each.not_before)
 

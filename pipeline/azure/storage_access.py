@@ -19,6 +19,7 @@ from urllib.parse import unquote
 import httpx
 
 from pipeline.azure.credentials import STORAGE_SCOPE, ReadSecret, token_credential
+from pipeline.azure.endpoint import other_account
 from pipeline.azure.entra_errors import identity_error
 from pipeline.config import DownloadStorage
 from pipeline.errors import AuthError, ConfigError, DownloadRefused, Unreachable
@@ -192,6 +193,12 @@ def storage_access(
     else:
         opening = _ByIdentity(storage.account, credential or token_credential(storage, secret))
     url = httpx.URL(endpoint or _default_endpoint(storage))
+    other = other_account(str(url), storage.account)
+    if other is not None:
+        raise ConfigError(
+            f"downloads.storage names the account {storage.account}, and its endpoint {other}",
+            "Correct downloads.storage.account or the endpoint: one account's credential goes to no other.",
+        )
     return AccountAccess(storage.account, _origin(url), url.path.rstrip("/"), storage.kind, opening)
 
 

@@ -307,7 +307,8 @@ class _Looks:
         if access is None or storage is None:
             raise NotNeeded("no storage account is configured")
         # A storage access prepares URLs of files; below a container that nobody has, there is none.
-        url = f"{_blob_endpoint(access)}/fhir-export-check-{uuid.uuid4().hex[:12]}/nothing"
+        nowhere = f"fhir-export-check-{uuid.uuid4().hex[:12]}"
+        url = f"{_blob_endpoint(access)}/{storage.container or nowhere}/{nowhere}.ndjson"
         prepared, headers = access.prepare(url)
         try:
             answer, _ = self._touch("HEAD", prepared, headers)
@@ -317,6 +318,11 @@ class _Looks:
                 f"{error.advice} An account that does not exist has no name in the DNS (downloads.storage)",
             ) from None
         code = answer.headers.get("x-ms-error-code", "")
+        if code == "ContainerNotFound" and storage.container is not None:
+            raise ConfigError(
+                f"the storage account {access.account} has no container {storage.container}",
+                "Set downloads.storage.container to the one that the FHIR server writes to, or leave it out",
+            )
         if answer.status_code == 404 and not (storage.kind == "none" and code == "ResourceNotFound"):
             return f"storage account {access.account} can be read ({storage.kind})"
         if answer.status_code == 404:
@@ -333,9 +339,11 @@ class _Looks:
                 "can tell"
             )
         said = f" ({_short(code)})" if code else ""
+        advice = access.advice(answer.status_code, code)
+        if answer.status_code == 403 and storage.container is None:
+            advice += " Where the role is for one container only, name it in downloads.storage.container"
         raise DownloadRefused(
-            f"the storage account {access.account} may not be read (HTTP {answer.status_code}{said})",
-            access.advice(answer.status_code, code),
+            f"the storage account {access.account} may not be read (HTTP {answer.status_code}{said})", advice
         )
 
     def lake(self) -> str:

@@ -25,7 +25,7 @@ from pipeline.exports.identity import require_export_id
 from pipeline.exports.ledger import Facts
 from pipeline.exports.session import Session
 from pipeline.exports.state import Busy, Closed, KickOff, Reject
-from pipeline.exports.watermark import Since, since_for
+from pipeline.exports.watermark import Since, moves_a_watermark, since_for
 
 if TYPE_CHECKING:
     from pipeline.bulkdata.parameters import KickoffParameters
@@ -115,8 +115,8 @@ def _until(session: Session, since: str | None) -> str | None:
     that moment may be visible only later, with an earlier `lastUpdated`.
     """
     lag = session.profile.until_lag
-    if lag is None:
-        return None
+    if lag is None or not moves_a_watermark(session.source):
+        return None  # no later export begins there: an end would only leave out what is newest
     until = (session.now() - timedelta(seconds=lag)).replace(microsecond=0)
     if since is not None and datetime.fromisoformat(since) >= until:
         return None

@@ -103,5 +103,9 @@ class Session:
         """A table's folder, from the lake's root."""
         return f"{self.source.name}/tables/{table}"
 
+    def table_place(self, table: str) -> str:
+        """A table's folder or URL as people write it, with the storage account."""
+        return f"{self.lake.place}/{self.table(table)}"
+
     def table_uri(self, table: str) -> str:
         return self.lake.table_uri(self.table(table))

@@ -31,6 +31,16 @@ def watermark(receipts: Iterable[Receipt], fingerprint: str) -> str | None:
     return max(marks, key=datetime.fromisoformat, default=None)
 
 
+def moves_a_watermark(source: Source) -> bool:
+    """Whether a later export of this source may begin where this one ends."""
+    level = source.export.level
+    return (
+        source.export.since == "auto"
+        and level != "group"
+        and not (level == "patient" and source.profile in _WALKS_CHANGED_PATIENTS)
+    )
+
+
 def since_for(source: Source, receipts: Iterable[Receipt], fingerprint: str) -> Since:
     """What `since` of the configuration comes to for the next export.
 

@@ -17,6 +17,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
 from pipeline.azure.credentials import async_token_credential, token_credential
+from pipeline.azure.endpoint import other_account
 from pipeline.config import LakeAuth, StorageAuth
 from pipeline.errors import ConfigError
 from pipeline.lake.blob_address import BlobAddress, parse_connection_string
@@ -55,6 +56,17 @@ class BlobAccess:
 
 def find_access(address: BlobAddress, auth: LakeAuth, secret: ReadSecret) -> BlobAccess:
     """Resolves what the configuration refers to. Raises `ConfigError`, and what `secret` raises."""
+    access = _resolved(address, auth, secret)
+    other = other_account(access.endpoint, address.account)
+    if other is not None:
+        raise ConfigError(
+            f"wrong account: lake names {address.account}, the endpoint in lake_auth {other}",
+            "Make lake and lake_auth (endpoint, or the connection string's BlobEndpoint) name one account",
+        )
+    return access
+
+
+def _resolved(address: BlobAddress, auth: LakeAuth, secret: ReadSecret) -> BlobAccess:
     endpoint = auth.endpoint or address.endpoint
     if auth.kind == "connection-string":
         found = parse_connection_string(_text(secret, auth.connection_string))
@@ -136,7 +148,7 @@ class BlobAccount:
 
     @property
     def storage_options(self) -> dict[str, str]:
-        """For delta-rs, with a token that lives for five minutes at least.
+        """For delta-rs, with a token that lives for two minutes at least.
 
         Raises `LakeError` when the identity gives none, or only shorter ones.
         """

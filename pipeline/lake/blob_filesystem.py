@@ -42,6 +42,7 @@ def service_client(access: BlobAccess, identity: AsyncIdentity | None) -> BlobSe
         credential=credential,
         max_single_put_size=BLOCK,
         max_block_size=BLOCK,
+        use_byte_buffer=True,  # aiohttp closes a stream that breaks off: it could not be sent again
         max_single_get_size=BLOCK,
         max_chunk_get_size=BLOCK,
         retry_policy=PatientRetry(),

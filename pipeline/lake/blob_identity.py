@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from azure.core.credentials import AccessToken, TokenCredential
     from azure.core.credentials_async import AsyncTokenCredential
 
-LEAST_TOKEN_LIFE = 300
-"""Seconds that a token for delta-rs must have left: it cannot be renewed there, a commit takes less than one,
-and azure-identity renews its own at this age."""
+LEAST_TOKEN_LIFE = 120
+"""Seconds that a token for delta-rs must have left: it cannot be renewed there; a commit takes less than one.
+azure-identity gives out its own until they have 300 left, and for 30 more after each renewal that failed."""
 
 
 class Identity:

@@ -21,7 +21,7 @@ ABANDONED_SECONDS = 60.0
 """On this machine's own disk: between a folder's making and its lock."""
 
 ABANDONED_ON_SHARED_SECONDS = 48 * 3600.0
-"""In a lake's folder: other machines may share it, and their locks are not always seen. Longer than any run."""
+"""In a lake's folder: other machines may share it, whose locks are not always seen. Longer than any run."""
 
 
 @contextmanager

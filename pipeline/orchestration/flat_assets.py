@@ -160,7 +160,7 @@ class _Told:
                     "dagster/partition_row_count": made.rows,
                     "dagster/row_count": total_rows(uri, options),
                     "dagster/table_name": f"{self.session.source.name}.{made.table}",
-                    "dagster/uri": f"{uri}/export_id={self.export_id}",
+                    "dagster/uri": f"{self.session.table_place(made.table)}/export_id={self.export_id}",
                     "export_id": self.export_id,
                     "transactionTime": self.transaction_time,
                     "parquet_bytes": made.bytes,

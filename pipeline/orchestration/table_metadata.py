@@ -34,7 +34,7 @@ def table_metadata(
         "dagster/partition_row_count": counts.rows,
         "dagster/row_count": total_rows(uri, options),
         "dagster/table_name": f"{session.source.name}.{table}",
-        "dagster/uri": f"{uri}/export_id={attempt.export_id}",
+        "dagster/uri": f"{session.table_place(table)}/export_id={attempt.export_id}",
         "export_id": attempt.export_id,
         "transactionTime": manifest.transaction_time,
         "files": counts.files,

@@ -6,12 +6,12 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from authority import Authority
 from azure_storage import ACCOUNT, Azurite, start_azurite
 from course import (
-    FIRST_NIGHT,
     PATIENTS,
     SEED,
     TYPES,
@@ -112,6 +112,23 @@ def test_check_finds_everything_in_order_the_export_storage_too(opened: Opened) 
     assert site.require_green("exports") >= {"server", "token", "read", "export storage", "lake"}
 
 
+def test_check_looks_into_one_container_where_the_role_is_for_that_one(opened: Opened) -> None:
+    site, _, _, container = opened
+    storage = site.entry("exports")["downloads"]["storage"]
+    try:
+        storage["container"] = container
+        site.write()
+        assert "export storage" in site.require_green("exports")
+        storage["container"] = "not-there"
+        site.write()
+        found = site.check("exports")["export storage"]
+    finally:
+        del storage["container"]
+        site.write()
+    assert found["status"] == "bad"
+    assert "not-there" in found["cause"]
+
+
 def test_register_prints_both_roles_on_the_storage_account_and_the_export_setting(opened: Opened) -> None:
     site, _, _, _ = opened
     said = site.cli("register", "exports").stdout
@@ -127,11 +144,9 @@ def test_a_night_of_many_small_files_with_windows_line_ends_lands_whole(opened: 
     assert site.fact("exports", export_id, "receipts/0001.json")["files"] >= 10
 
 
-def test_the_next_export_brings_what_has_changed_since_and_ends_before_now(opened: Opened) -> None:
+def test_the_next_export_brings_what_has_changed_since(opened: Opened) -> None:
     site, box, _, _ = opened
-    asked = incremental_export(site, "exports", box)
-    assert asked["_since"] == FIRST_NIGHT
-    assert "_till" in asked
+    incremental_export(site, "exports", box)
 
 
 def test_an_export_is_cancelled_at_the_server(opened: Opened) -> None:
@@ -189,10 +204,28 @@ def test_quirk_a_manifest_that_names_another_account_gets_no_credential(opened: 
     assert "storage" in str(refused.value)
 
 
-def test_quirk_the_next_since_is_the_till_that_was_sent(opened: Opened) -> None:
-    """D: next `_since` = `_till` if one was sent (where that is earlier than transactionTime)."""
+def test_quirk_the_next_since_is_the_till_that_was_sent_where_exports_go_on_from_each_other(
+    opened: Opened,
+) -> None:
+    """D: send `_till` a few minutes behind now; next `_since` = `_till` (or transactionTime, if earlier).
+
+    A group's exports are always full: an end would only leave out what is newest, so none is sent.
+    """
     site, box, _, _ = opened
-    export_id = "20260107T020000Z"
-    receipt = export_by_hand(session_of(site, "exports"), export_id)
-    sent = dict(box.control()["jobs"][-1]["parameters"])["_till"]
-    assert receipt.watermark == min(sent, receipt.transaction_time or "")
+    export_by_hand(session_of(site, "exports"), "20260107T020000Z")
+    assert "_till" not in dict(box.control()["jobs"][-1]["parameters"])
+    export = site.entry("exports")["export"]
+    export.update(level="system", group=None)
+    site.write()
+    try:
+        first = export_by_hand(session_of(site, "exports"), "20260108T020000Z")
+        asked = dict(box.control()["jobs"][-1]["parameters"])
+        assert "_since" not in asked
+        assert datetime.fromisoformat(asked["_till"]) < datetime.now(UTC) - timedelta(minutes=4)
+        ends = [asked["_till"], first.transaction_time or ""]
+        assert first.watermark == min(ends, key=datetime.fromisoformat)
+        export_by_hand(session_of(site, "exports"), "20260109T020000Z")
+        assert dict(box.control()["jobs"][-1]["parameters"])["_since"] == first.watermark
+    finally:
+        export.update(level="group", group="demo")
+        site.write()

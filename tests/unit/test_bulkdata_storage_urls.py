@@ -412,6 +412,17 @@ def test_a_credential_that_gives_no_token_is_explained(
 
 
 @pytest.mark.parametrize(
+    "endpoint", ["https://fabrikam.blob.core.windows.net", "https://127.0.0.1:1/fabrikam"]
+)
+def test_an_endpoint_of_another_account_gets_no_credential(endpoint: str) -> None:
+    with pytest.raises(ConfigError, match="the account contosoexports, and its endpoint fabrikam"):
+        access(kind="default", credential=Credential(), endpoint=endpoint)
+    held = f"AccountName=contosoexports;AccountKey={SECRET};BlobEndpoint={endpoint}".encode()
+    with pytest.raises(ConfigError, match="endpoint fabrikam"):
+        access(lambda _: held, kind="connection-string", connection_string="env:HELD")
+
+
+@pytest.mark.parametrize(
     ("status", "code", "kind", "hint"),
     [
         (403, "AuthorizationPermissionMismatch", "default", "Storage Blob Data Reader"),

@@ -126,3 +126,11 @@ def test_who_signs_was_published_a_wait_before_and_stays_so_a_wait_after(
         return
     assert signs(later, minutes + apart) in shown(then, minutes)
     assert signs(then, minutes) in shown(later, minutes + apart)
+
+
+def test_a_tag_that_was_copied_from_an_older_version_does_not_make_a_key_sign_unpublished() -> None:
+    """A vault's own rotation policy may copy tags to the version that it makes."""
+    copied = [version("v0", 0, signs_from=0), version("v1", 100, signs_from=0)]
+    assert signs(copied, 101) == "v0"
+    assert shown(copied, 101) == ["v0", "v1"]
+    assert signs(copied, 116) == "v1"

@@ -150,6 +150,41 @@ def test_a_token_is_never_sent_over_plain_http() -> None:
         find_access(parse_address(URL), auth, lambda _: b"")
 
 
+@pytest.mark.parametrize(
+    ("endpoint", "named"),
+    [
+        ("https://contoso.blob.core.windows.net", "contoso"),
+        ("https://nightly-secondary.blob.core.windows.net", "nightly-secondary"),
+        ("https://contoso.privatelink.blob.core.windows.net", "contoso"),
+        ("https://contoso.z1.blob.storage.azure.net", "contoso"),
+        ("https://127.0.0.1:10000/devstoreaccount1", "devstoreaccount1"),
+    ],
+)
+def test_an_endpoint_of_another_account_than_the_lakes_gets_no_credential(endpoint: str, named: str) -> None:
+    held = f"AccountName=nightly;AccountKey={KEY};BlobEndpoint={endpoint}".encode()
+    for auth in (
+        LakeAuth(kind="managed-identity", endpoint=endpoint),
+        LakeAuth(kind="connection-string", connection_string="env:HELD"),
+    ):
+        with pytest.raises(ConfigError, match=f"wrong account: lake names nightly, .* {named}"):
+            find_access(parse_address(URL), auth, lambda _: held)
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "https://nightly.blob.core.windows.net",
+        "https://nightly.privatelink.blob.core.windows.net",
+        "https://nightly.blob.core.chinacloudapi.cn",
+        "https://files.blob.contoso.example",
+        "https://127.0.0.1:10000/nightly",
+    ],
+)
+def test_an_endpoint_of_the_account_and_a_custom_domain_are_taken(endpoint: str) -> None:
+    auth = LakeAuth(kind="managed-identity", endpoint=endpoint)
+    assert find_access(parse_address(URL), auth, lambda _: b"").endpoint == endpoint
+
+
 def test_each_variable_that_would_override_the_credential_is_refused_by_name(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
