@@ -5,6 +5,7 @@ The credentials cache and renew their tokens themselves; ask them for each reque
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +57,8 @@ def async_token_credential(identity: AzureIdentity, secret: ReadSecret) -> Async
 
 
 def _build(library: Any, identity: AzureIdentity, secret: ReadSecret) -> Any:
+    # Its warnings repeat Entra's words uncleaned, before the error that says the same in ours.
+    logging.getLogger("azure.identity").setLevel(logging.CRITICAL)
     try:
         return _of_kind(library, identity, secret)
     except ValueError:  # its text may quote what was given

@@ -118,7 +118,11 @@ _WORKLOAD = (
     'Label the pod azure.workload.identity/use: "true" and annotate its service account, so that '
     "AZURE_CLIENT_ID, AZURE_TENANT_ID and AZURE_FEDERATED_TOKEN_FILE are set and the file can be read"
 )
-_NO_ENDPOINT = re.compile(r"IMDS endpoint|no managed identity endpoint|unreachable", re.I)
+_NO_ENDPOINT = re.compile(
+    r"IMDS endpoint|no managed identity endpoint|unreachable|"
+    r"ManagedIdentityCredential authentication unavailable",
+    re.I,
+)
 _IDENTITY_ADVICE = (
     (re.compile(r"Attempted credentials"), (
         "No identity was found on this machine: set kind to managed-identity, workload-identity or "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import time
@@ -20,7 +21,7 @@ from pipeline.errors import (
 )
 from pipeline.exports.closing import reject
 from pipeline.exports.connection import profile_of
-from pipeline.exports.facts import Intent, IntentError, Request
+from pipeline.exports.facts import Intent, IntentError, Receipt, Request
 from pipeline.exports.identity import require_export_id
 from pipeline.exports.ledger import Facts
 from pipeline.exports.session import Session
@@ -87,6 +88,7 @@ def asked_for(source: Source, profile: Profile) -> KickoffParameters:
     from pipeline.bulkdata.parameters import KickoffParameters
 
     export = source.export
+    _require_known_types(export.types or ())
     return KickoffParameters(
         level=export.level,
         group=export.group,
@@ -97,15 +99,42 @@ def asked_for(source: Source, profile: Profile) -> KickoffParameters:
     )
 
 
+def _require_known_types(types: tuple[str, ...]) -> None:
+    from pipeline.tables.definitions import is_resource_type, resource_types
+
+    for each in types:
+        if not is_resource_type(each):
+            near = difflib.get_close_matches(each, resource_types(), 1, cutoff=0.7)
+            meant = f"Write {near[0]} in export.types" if near else "Correct export.types"
+            raise ConfigError(f"{each!r} is not a resource type of FHIR R4", meant)
+
+
 def kickoff_parameters(session: Session) -> tuple[KickoffParameters, Since]:
     """What the configuration asks for, `_since` included. Raises `ConfigError`."""
-    export = session.source.export
     parameters = asked_for(session.source, session.profile)
-    ids = session.ledger.export_ids() if export.since == "auto" and export.level != "group" else []
-    facts = [session.ledger.read(each) for each in ids]
-    receipts = [each.receipt for each in facts if each.receipt and "withdrawn" not in each.closings]
-    since = since_for(session.source, receipts, fingerprint(session.source, parameters))
+    wanted = fingerprint(session.source, parameters)
+    receipts = _last_complete(session, wanted) if moves_a_watermark(session.source) else []
+    since = since_for(session.source, receipts, wanted)
     return replace(parameters, since=since.value, until=_until(session, since.value)), since
+
+
+def _last_complete(session: Session, wanted: str) -> list[Receipt]:
+    """The receipt of the newest complete export with that fingerprint, if any.
+
+    Newest first: years of exports are not read through each night. Should an older one have the later
+    watermark, this one's is the safe choice: the two overlap.
+    """
+    for export_id in sorted(session.ledger.export_ids(), reverse=True):
+        facts = session.ledger.read(export_id)
+        receipt = facts.receipt
+        if (
+            receipt
+            and receipt.watermark
+            and receipt.fingerprint == wanted
+            and "withdrawn" not in facts.closings
+        ):
+            return [receipt]
+    return []
 
 
 def _until(session: Session, since: str | None) -> str | None:
