@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from typer.core import TyperGroup
 
 from pipeline.errors import ConfigError, ExportError
 from pipeline.terminal.listing import show_details, show_list, show_verdicts
@@ -37,8 +38,21 @@ EPILOG = "\n\n".join(
     )
 )
 
+
+class _Commands(TyperGroup):
+    """All commands; a refused value is told without the words that pydantic puts before it."""
+
+    def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as refused:
+            refused.message = refused.message.removeprefix("Value error, ")
+            raise
+
+
 app = typer.Typer(
     name="fhir-export",
+    cls=_Commands,
     help="Export FHIR servers in bulk, on schedule, to typed tables: Parquet and Delta, with lineage.",
     epilog=EPILOG,
     no_args_is_help=True,
@@ -265,7 +279,7 @@ def jwks(
         )
         return
     give_json(read())
-    for line in public_keys.where_to_paste(chosen):
+    for line in public_keys.where_to_paste([each for each in chosen if each.name not in missing]):
         say(line)
     for error in missing.values():
         raise typer.Exit(error.exit_code)

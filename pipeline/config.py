@@ -479,7 +479,8 @@ def load_config(path: Path | None = None) -> Config:
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         # The parser's own words may repeat a value that is a secret.
         problem = f": {error.problem}" if isinstance(error, _DuplicateKey) else ""
-        raise ConfigError(f"{path} is not valid YAML{where}{problem}") from None
+        advice = "Leave one of the two out" if problem else "Check indentation and quotes at that place"
+        raise ConfigError(f"{path} is not valid YAML{where}{problem}", advice) from None
     if not isinstance(data, dict):
         raise ConfigError(f"{path} must hold keys (lake, sources), not {type(data).__name__}")
     if "folder" in data:
@@ -550,7 +551,8 @@ def resolve_secret(reference: str, folder: Path, vault: KeyVaultAuth | None = No
         except OSError as error:
             raise ConfigError(
                 f"{path} cannot be read: {error.strerror}",
-                f"It is named by {reference}; `fhir-export keys new --out {rest}` makes a private key",
+                f"It is named by {reference}. Put the secret there, or correct the path; for a private key "
+                f"`fhir-export keys new --out {rest}` makes one",
             ) from None
     if vault is None:
         raise ConfigError(f"{reference} cannot be read here", "Use file: or env: for this secret")

@@ -190,6 +190,12 @@ def _api_management_advice(status: int, asked: TokenRequest) -> str:
         "prints it)",
     ]
     checks = [form, *checks] if status == 400 else [*checks, form]
+    if status >= 500:
+        value = (
+            f"the VALUE of the Key Vault secret named '{asked.client_id}' must be the client's Entra secret "
+            "(not its id); that may be wrong or expired: make a new one and put it there"
+        )
+        checks = [value, *checks]
     numbered = "; ".join(f"({number}) {check}" for number, check in enumerate(checks, 1))
     return f"This is the SMART sample of API Management: {numbered}."
 

@@ -270,10 +270,13 @@ class _Looks:
         """Who may read is told in another place by each system (azure-and-aidbox A, B, C)."""
         source, auth = self.source, self.source.auth
         command = f"`fhir-export register {source.name}` prints what to do"
-        if auth.kind == "smart" and source.profile in ("aidbox", "smartbox"):
+        if auth.kind == "smart" and source.profile == "aidbox":
+            return f"The box has no AccessPolicy that lets client '{auth.client_id}' in: {command}"
+        if auth.kind == "smart" and source.profile == "smartbox":
             return (
-                f"The box has no AccessPolicy that lets client '{auth.client_id}' in, or only in another "
-                f"tenant: {command}"
+                f"The box has no AccessPolicy that lets client '{auth.client_id}' in; or the Client belongs "
+                "to another tenant than the source (tenant, or the one in fhir_url), or has the other form "
+                f"of the link to it: register it with the other --tenant-form (_tenant or tenant). {command}"
             )
         if auth.kind == "smart" and source.profile == "apim-smart":
             return f"Give the client's app registration the app role system.all.read: {command}"

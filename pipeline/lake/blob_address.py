@@ -55,11 +55,7 @@ def parse_address(url: str) -> BlobAddress:
             "the lake's URL holds a port", f"{_FORM}; lake_auth.endpoint may hold one"
         ) from None
     account, _, suffix = host.partition(".")
-    if not _CONTAINER.fullmatch(container) or not _ACCOUNT.fullmatch(account):
-        raise ConfigError(
-            f"lake: {container or 'nothing'}@{host or 'nothing'} is no container and storage account",
-            f"Write it as {_FORM}: a container's name has 3 to 63 characters, an account's 3 to 24",
-        )
+    _require_names(container, account)
     if not {"dfs", "blob"} & set(suffix.split(".")):
         raise ConfigError(
             f"lake: {host} is no storage account's host",
@@ -70,6 +66,28 @@ def parse_address(url: str) -> BlobAddress:
     if _UNUSABLE_IN_A_PREFIX.search(prefix):
         raise ConfigError("the path in the lake's URL cannot be used", r"Leave out . .. // ? # % and \ there")
     return BlobAddress(account, container, prefix, host)
+
+
+def _require_names(container: str, account: str) -> None:
+    wrong, rules = [], []
+    if not _CONTAINER.fullmatch(container):
+        wrong.append(_no_name(container, "container"))
+        rules.append(
+            "a container's name has 3 to 63 lower-case letters, digits and single - between them, and stands "
+            "before the @"
+        )
+    if not _ACCOUNT.fullmatch(account):
+        wrong.append(_no_name(account, "storage account"))
+        rules.append(
+            "a storage account's name has 3 to 24 lower-case letters and digits, and begins the host after "
+            "the @"
+        )
+    if wrong:
+        raise ConfigError(f"lake: the URL {' and '.join(wrong)}", f"Write it as {_FORM}: {'; '.join(rules)}")
+
+
+def _no_name(found: str, what: str) -> str:
+    return f"has '{found}' as its {what}, which is no {what}'s name" if found else f"names no {what}"
 
 
 @dataclass(frozen=True)

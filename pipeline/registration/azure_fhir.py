@@ -116,6 +116,8 @@ def _app_registration(source: Source) -> Step:
                 f"fhir-export-{source.name}",
                 "--query",
                 "appId",
+                "--output",
+                "tsv",
             ),
             command("az", "ad", "sp", "create", "--id", client_id),
         ),
@@ -165,7 +167,7 @@ def _managed_identity(source: Source) -> Step:
             "The system-assigned identity of the machine that this software runs on",
             commands=(
                 command(
-                    *("az", "vm", "identity", "assign", "--resource-group", "<resource-group>"),
+                    *("az", "vm", "identity", "assign", "--resource-group", "<machine-group>"),
                     *("--name", "<virtual-machine>"),
                 ),
             ),
@@ -175,7 +177,7 @@ def _managed_identity(source: Source) -> Step:
         "The user-assigned identity, on the machine that this software runs on",
         commands=(
             command(
-                *("az", "vm", "identity", "assign", "--resource-group", "<resource-group>"),
+                *("az", "vm", "identity", "assign", "--resource-group", "<machine-group>"),
                 *("--name", "<virtual-machine>", "--identities", "<identity-id>"),
             ),
         ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pipeline.config import DownloadStorage, Source
 from pipeline.registration import azure_fhir
 from pipeline.registration.azure_fhir import FhirService, fhir_service, principal, role
-from pipeline.registration.shell import command, output_of
+from pipeline.registration.shell import command, compact, output_of
 from pipeline.registration.steps import Known, Registration, Step
 
 CONTRIBUTOR = "Storage Blob Data Contributor"
@@ -73,7 +73,8 @@ def _export_setting(service: FhirService, account: str) -> Step:
         commands=(
             command(
                 *("az", "resource", "update", "--ids", service.resource_id),
-                *("--set", f"properties.exportConfiguration.storageAccountName={account}"),
+                # The whole object: az finds no way into one that is not there yet.
+                *("--set", f"properties.exportConfiguration={compact({'storageAccountName': account})}"),
             ),
         ),
         notes=(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping
+from pathlib import PurePosixPath
 from typing import Any
 
 
@@ -25,8 +26,12 @@ def output_of(*words: str) -> Substituted:
 
 
 def into_file(words: tuple[str, ...], path: str) -> str:
-    """A command whose output nobody sees: it goes to a file that only this user may read."""
-    return f"(umask 077 && {command(*words)} | tr -d '\\n' > {shlex.quote(path)})"
+    """A command whose output nobody sees: it goes to a file that only this user may read.
+
+    Folder and file are made before the command runs: what it made could not be had again.
+    """
+    folder, target = shlex.quote(str(PurePosixPath(path).parent)), shlex.quote(path)
+    return f"(umask 077 && mkdir -p {folder} && : >> {target} && {command(*words)} | tr -d '\\n' > {target})"
 
 
 def compact(value: Mapping[str, Any]) -> str:

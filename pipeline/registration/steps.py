@@ -22,6 +22,7 @@ PLACEHOLDERS = {
     "<fhir-service-id>": "the Azure resource id of the FHIR service (its page in the portal, JSON view)",
     "<fhir-app-id>": "the application id of the FHIR resource application, whose roles tokens carry",
     "<storage-account>": "the name of the storage account that the FHIR service exports to",
+    "<machine-group>": "the resource group of the virtual machine that this software runs on",
     "<virtual-machine>": "the name of the virtual machine that this software runs on",
     "<identity-id>": "the Azure resource id of the user-assigned managed identity",
     "<identity>": "the name of the user-assigned managed identity",

@@ -84,6 +84,8 @@ def _lines(config: Config, source: Source, rotation: Rotation, wait: timedelta) 
             f"  -> before {when}: put the output of `fhir-export jwks {source.name}` into API Management's "
             f"named value JWKS (`fhir-export register {source.name}` prints the command)"
         )
+    elif source.profile in ("aidbox", "smartbox"):
+        lines += _lines_for_a_box(source, when)
     else:
         lines.append(
             "  -> if the server reads our JWK Set from a URL (`fhir-export jwks --serve`): nothing to do"
@@ -95,5 +97,16 @@ def _lines(config: Config, source: Source, rotation: Rotation, wait: timedelta) 
         lines.append(
             f"  ! servers keep keys for minutes (some for five): after {wait.total_seconds() / 60:g} minutes "
             "one that has not read the new key refuses the sign-in until it does"
+        )
+    return lines
+
+
+def _lines_for_a_box(source: Source, when: str) -> list[str]:
+    lines = ["  -> if the Client reads our JWK Set from a URL (`fhir-export jwks --serve`): nothing to do"]
+    if source.auth.algorithm.startswith("RS"):  # a Client holds no other keys
+        form = " --tenant-form FORM" if source.profile == "smartbox" else ""
+        lines.append(
+            f"  -> if our keys stand in the Client itself: before {when} `fhir-export register {source.name} "
+            f"--apply --admin-token file:PATH{form}` puts the new one there too"
         )
     return lines

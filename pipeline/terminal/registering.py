@@ -60,7 +60,8 @@ def secret_file(config: Config, source: Source, reference: str | None) -> str | 
 
 def show(found: Registration) -> None:
     """The steps in order, as text: comments for people, commands and requests to be pasted."""
-    _give_comment(f"{found.source}: what {found.system} wants for client '{found.client_id or '-'}'")
+    client = f" for client '{found.client_id}'" if found.client_id else ""
+    _give_comment(f"{found.source}: what {found.system} wants{client}")
     for number, step in enumerate(found.steps, 1):
         give("")
         _give_comment(f"{number}. {step.title}")

@@ -17,20 +17,20 @@ from ingest_by_hand import ingest
 from pipeline.config import load_config
 from pipeline.exports.owner import this_process
 from pipeline.exports.session import Session
-from pipeline.lake.lake import Lake
+from pipeline.lake.local import LocalLake
 
 
 def deadly(name: str, pattern: str, place: int) -> None:
     """Lets a method of the lake kill the process when it has written a path that matches."""
-    whole = getattr(Lake, name)
+    whole = getattr(LocalLake, name)
 
-    def write(lake: Lake, *arguments: Any) -> Any:
+    def write(lake: LocalLake, *arguments: Any) -> Any:
         result = whole(lake, *arguments)
         if re.search(pattern, arguments[place]):
             os.kill(os.getpid(), signal.SIGKILL)
         return result
 
-    setattr(Lake, name, write)
+    setattr(LocalLake, name, write)
 
 
 def main(export_id: str, run_id: str, pattern: str) -> None:

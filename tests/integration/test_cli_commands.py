@@ -197,6 +197,16 @@ def test_one_missing_key_does_not_hide_the_others(tmp_path: Path, key: Path) -> 
     assert "the key of hosp_b is missing" in done.stderr
 
 
+def test_keys_that_are_missing_are_not_to_be_pasted_anywhere(tmp_path: Path, key: Path) -> None:
+    url = "https://apim.example.org/smart"
+    broken = source(url, tmp_path / "nowhere.pem", name="hosp_b", profile="apim-smart")
+    whole = source(url, key, profile="apim-smart")
+    done = cli("--config", write_config(tmp_path, broken, whole), "jwks", cwd=tmp_path)
+    assert "the key of hosp_b is missing" in done.stderr
+    assert "hosp_b: paste" not in done.stderr
+    assert "hosp_a: paste" in done.stderr
+
+
 def test_the_jwk_set_is_served_with_a_lifetime_until_ctrl_c(tmp_path: Path, key: Path) -> None:
     server = subprocess.Popen(
         [sys.executable, "-m", "pipeline.cli", "jwks", "--key", str(key), "--serve", "--port", "0"],

@@ -44,6 +44,23 @@ def test_a_source_that_names_the_shared_key_by_a_kid_of_its_own_stops_the_rotati
     assert [each.name for each in (folder / "keys").iterdir()] == ["one.pem"]
 
 
+@pytest.mark.parametrize(("profile", "form"), [("aidbox", ""), ("smartbox", " --tenant-form FORM")])
+@pytest.mark.parametrize("algorithm", ["RS384", "ES384"])
+def test_a_box_that_holds_our_keys_itself_is_given_the_next_one_by_register(
+    folder: Path, profile: str, form: str, algorithm: str
+) -> None:
+    """azure-and-aidbox B: a Client has `jwks_uri`, or RSA keys inline."""
+    write_private_key(folder / "keys" / "box.pem", generate_key("RS384" if algorithm == "RS384" else "ES384"))
+    config = config_of(folder, {"private_key": "file:keys/box.pem", "algorithm": algorithm})
+    box = {"profile": profile, "tenant": "t" if profile == "smartbox" else None}
+    source = config.source("hosp_0").model_copy(update=box)
+    config = config.model_copy(update={"sources": [source]})
+    said = "\n".join(rotate(config, source, timedelta(minutes=15)).lines)
+    assert "from a URL (`fhir-export jwks --serve`): nothing to do" in said
+    command = f"`fhir-export register hosp_0 --apply --admin-token file:PATH{form}`"
+    assert (command in said) == (algorithm == "RS384")
+
+
 def test_sources_that_write_the_same_key_differently_are_told_of_its_rotation(folder: Path) -> None:
     config = config_of(
         folder,

@@ -208,7 +208,12 @@ def test_smartbox_wants_to_know_the_form_of_the_link_first(keys: dict[str, Path]
         with pytest.raises(ConfigError, match="tenant"):
             run(config)
         assert methods(running) == []
-        assert run(config, Known(tenant_form="_tenant"))[0] == "Client/nightly created 201"
+        assert run(config, Known(tenant_form="tenant"))[0] == "Client/nightly created 201"
+        wrong = first_bad(check_source(config, config.source(None)))
+        assert wrong is not None, "the box took the other form without a word"
+        assert "HTTP 403" in wrong.cause
+        assert "other --tenant-form (_tenant or tenant)" in wrong.advice
+        assert run(config, Known(tenant_form="_tenant"))[0].startswith("Client/nightly ")
         assert resource(running, "Client/nightly")["meta"]["_tenant"] == "my-clinic"
         assert first_bad(check_source(config, config.source(None))) is None
 

@@ -97,6 +97,13 @@ def test_names_that_are_given_take_the_place_of_what_is_to_be_filled_in(folder: 
     assert set(found["fill_in"]) == {"<secret-file>", "<fhir-app-id>"}
 
 
+def test_a_refused_option_is_told_in_plain_words(folder: Path) -> None:
+    done = register(folder, "smartbox", "--tenant-form", "bad")
+    assert done.returncode == 2
+    assert "'--tenant-form': 'bad' is not one of" in done.stderr
+    assert "Value error" not in done.stderr
+
+
 @pytest.mark.parametrize("source", ["azure_fhir", "azure_fhir_export", "smart"])
 def test_where_nothing_can_be_done_from_here_apply_says_so(folder: Path, source: str) -> None:
     done = register(folder, source, "--apply")

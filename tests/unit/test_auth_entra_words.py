@@ -183,6 +183,8 @@ def test_api_management_in_trouble_may_be_set_up_wrongly() -> None:
     )
     assert isinstance(outcome, Unreachable)
     assert "backkv" in outcome.advice
+    assert f"(1) the VALUE of the Key Vault secret named '{AT_API_MANAGEMENT.client_id}'" in outcome.advice
+    assert "wrong or expired" in outcome.advice
 
 
 def test_entra_behind_api_management_points_at_the_vaults_secret() -> None:

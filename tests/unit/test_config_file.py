@@ -268,6 +268,21 @@ def test_a_file_that_is_missing_or_no_text_is_named(tmp_path: Path) -> None:
         load_config(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("text", "advice"),
+    [
+        ("lake: lake\n  sources: [\n", "Check indentation and quotes at that place"),
+        ("lake: 'lake\n", "Check indentation and quotes at that place"),
+        ("lake: a\nlake: b\n", "Leave one of the two out"),
+    ],
+)
+def test_a_file_that_is_no_yaml_says_where_and_what_to_do(tmp_path: Path, text: str, advice: str) -> None:
+    (tmp_path / "exports.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"not valid YAML at line \d+, column \d+") as refused:
+        load_config(tmp_path / "exports.yaml")
+    assert refused.value.advice == advice
+
+
 def test_several_sources_are_told_apart_by_name(tmp_path: Path) -> None:
     data = whole()
     second = {**data["sources"][0], "name": "hosp_b", "schedule": "30 3 * * 1-5", "timezone": "Europe/Berlin"}
@@ -325,7 +340,10 @@ def test_a_missing_secret_fails_only_the_source_that_uses_it(
     assert resolve_secret(keys[1], config.folder) == SECRET.encode()
     with pytest.raises(ConfigError, match=r"keys.a\.pem") as missing:
         resolve_secret(keys[0], config.folder)
-    assert "keys new" in missing.value.advice
+    assert missing.value.advice == (
+        "It is named by file:keys/a.pem. Put the secret there, or correct the path; for a private key "
+        "`fhir-export keys new --out keys/a.pem` makes one"
+    )
     with pytest.raises(ConfigError, match="NO_SUCH_KEY is not set"):
         resolve_secret("env:NO_SUCH_KEY", config.folder)
     with pytest.raises(ConfigError) as literal:

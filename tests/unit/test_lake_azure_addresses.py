@@ -90,6 +90,31 @@ def test_an_address_that_cannot_be_used_is_refused_with_the_form_and_without_sec
     assert KEY not in str(found.value)
 
 
+@pytest.mark.parametrize(
+    ("url", "cause", "rules", "other"),
+    [
+        ("abfss://c@nightly.dfs.core.windows.net", "has 'c' as its container", "3 to 63", "3 to 24"),
+        ("abfss://a--b@nightly.dfs.core.windows.net", "has 'a--b' as its container", "single -", "3 to 24"),
+        ("abfss://nightly.dfs.core.windows.net/x", "names no container", "before the @", "3 to 24"),
+        ("abfss://lake@n.dfs.core.windows.net", "has 'n' as its storage account", "3 to 24", "3 to 63"),
+        (
+            "abfss://lake@night-ly.dfs.core.windows.net",
+            "has 'night-ly' as its",
+            "letters and digits",
+            "3 to 63",
+        ),
+    ],
+)
+def test_of_a_wrong_address_the_wrong_part_is_named_with_its_rule(
+    url: str, cause: str, rules: str, other: str
+) -> None:
+    with pytest.raises(ConfigError) as found:
+        parse_address(url)
+    assert cause in found.value.cause
+    assert rules in found.value.advice
+    assert other not in found.value.advice
+
+
 def test_a_connection_string_gives_endpoint_and_key_in_each_of_its_forms() -> None:
     portal = parse_connection_string(
         f"DefaultEndpointsProtocol=https;AccountName=nightly;AccountKey={KEY};EndpointSuffix=core.windows.net"

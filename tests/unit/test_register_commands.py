@@ -180,24 +180,68 @@ def test_a_new_secret_goes_to_the_file_of_the_configuration_and_is_not_shown() -
 
 
 def test_the_file_of_a_secret_is_for_its_owner_alone(tmp_path: Any) -> None:
-    target = tmp_path / "a secret.txt"
+    """Also in a folder that is not there yet."""
+    target = tmp_path / "my secrets" / "a secret.txt"
     line = into_file(("printf", "the-secret\\n"), str(target))
     done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "")
     assert target.read_text() == "the-secret"
     assert target.stat().st_mode & 0o777 == 0o600
+    assert target.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_no_secret_is_made_where_its_file_cannot_be(tmp_path: Any) -> None:
+    """What `az` made and nobody kept would be lost."""
+    (tmp_path / "no-folder").write_text("")
+    made = tmp_path / "made"
+    for target in (tmp_path / "no-folder" / "entra.txt", tmp_path):
+        done = subprocess.run(
+            ["sh", "-c", into_file(("touch", str(made)), str(target))], capture_output=True, check=False
+        )
+        assert done.returncode
+        assert not made.exists()
+
+
+def test_the_folder_of_the_secret_is_made_at_both_systems_that_have_one() -> None:
+    known = Known(secret_file="/etc/fhir/secrets/azure.txt")
+    for chosen in (APIM, source("azure-fhir", FHIR, SECRET)):
+        found = registration(chosen, JWKS, known)
+        (line,) = [each for step in found.steps for each in step.commands if "credential" in each]
+        assert line.startswith("(umask 077 && mkdir -p /etc/fhir/secrets && "), line
 
 
 def test_a_managed_identity_has_no_secret() -> None:
     system = source("azure-fhir", FHIR, {"kind": "managed-identity"})
     found = commands(registration(system, None, Known()))
-    assert option(one(found, "az", "vm", "identity", "assign"), "--resource-group") == "<resource-group>"
+    assert option(one(found, "az", "vm", "identity", "assign"), "--resource-group") == "<machine-group>"
     assert not any("credential" in words for words in found)
     roles = [words for words in found if words[:3] == ["az", "role", "assignment"]]
     assert {option(words, "--assignee-object-id") for words in roles} == {"<principal-id>"}
     ours = source("azure-fhir", FHIR, {"kind": "managed-identity", "client_id": CLIENT})
     roles = [w for w in commands(registration(ours, None, Known())) if w[:3] == ["az", "role", "assignment"]]
     assert all(CLIENT in option(words, "--assignee-object-id") for words in roles)
+
+
+def test_what_was_given_is_not_to_be_filled_in() -> None:
+    for auth in ({"kind": "managed-identity"}, {"kind": "managed-identity", "client_id": CLIENT}):
+        found = registration(source("azure-fhir", FHIR, auth), None, Known(resource_group="rg-fhir"))
+        assert "<resource-group>" not in found.fill_in
+        assert "<machine-group>" in found.fill_in, "the machine may be in another group than the service"
+
+
+def test_without_a_client_id_no_client_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    from pipeline.terminal.registering import show
+
+    show(registration(source("azure-fhir", FHIR, {"kind": "managed-identity"}), None, Known()))
+    assert capsys.readouterr().out.startswith("# hosp_a: what azure-fhir wants\n")
+    show(registration(APIM, JWKS, Known()))
+    assert capsys.readouterr().out.startswith(f"# hosp_a: what apim-smart wants for client '{CLIENT}'\n")
+
+
+def test_what_a_reader_copies_out_of_a_terminal_has_no_quotes() -> None:
+    for chosen in (source("azure-fhir", FHIR, SECRET), source("azure-fhir-export", FHIR, SECRET)):
+        words = one(commands(registration(chosen, None, Known())), "az", "ad", "app", "create")
+        assert (option(words, "--query"), option(words, "--output")) == ("appId", "tsv")
 
 
 def test_a_workload_identity_trusts_one_service_account() -> None:
@@ -236,9 +280,12 @@ def test_the_server_writes_and_we_read_the_storage_account() -> None:
 
 
 def test_the_export_setting_names_the_account() -> None:
+    """As a whole object: a service that never exported has no exportConfiguration to set a member of."""
     found = commands(exporting())
-    settings = [option(w, "--set") for w in found if w[:3] == ["az", "resource", "update"]]
-    assert "properties.exportConfiguration.storageAccountName=contosoexports" in settings
+    (setting,) = [option(w, "--set") for w in found if w[:3] == ["az", "resource", "update"]]
+    name, _, value = setting.partition("=")
+    assert name == "properties.exportConfiguration"
+    assert json.loads(value) == {"storageAccountName": "contosoexports"}
     identity = one(found, "az", "healthcareapis", "workspace", "fhir-service", "update")
     assert option(identity, "--identity-type") == "SystemAssigned"
     assert option(identity, "--workspace-name") == "clinic"
