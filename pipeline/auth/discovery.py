@@ -10,6 +10,7 @@ import httpx
 
 from pipeline.auth.explain import json_object, unreachable
 from pipeline.auth.origins import is_loopback, origin, printable, require_secure
+from pipeline.auth.short_answers import ask
 from pipeline.errors import AuthError, Unreachable
 from pipeline.retry_after import retry_after
 
@@ -75,7 +76,7 @@ def _get(http: httpx.Client, url: str, accept: str) -> tuple[dict[str, Any] | No
     failed: Unreachable | None = None
     for _ in range(_MOST_REDIRECTS + 1):
         try:
-            answer = http.get(url, headers={"Accept": accept}, auth=None, follow_redirects=False)
+            answer = ask(http, "GET", url, headers={"Accept": accept})
         except httpx.RequestError as error:
             cause, advice = unreachable(error)
             failed = Unreachable(f"{printable(url)} cannot be reached: {cause}", advice)

@@ -27,6 +27,7 @@ from pipeline.auth.explain import (
     unusable,
 )
 from pipeline.auth.origins import origin, printable, require_secure
+from pipeline.auth.short_answers import ask
 from pipeline.auth.signers import Signer
 from pipeline.azure.entra_errors import entra_verdict
 from pipeline.errors import AuthError, ConfigError, ExportError, Unreachable
@@ -144,7 +145,7 @@ class EndpointTokenSource(ABC):
         """The endpoint is not there (any more)."""
 
     def _post(self, http: httpx.Client, url: str, form: dict[str, str]) -> httpx.Response:
-        return http.request("POST", url, data=form, headers=_ACCEPT_JSON, auth=None, follow_redirects=False)
+        return ask(http, "POST", url, data=form, headers=_ACCEPT_JSON)
 
 
 class SmartTokenSource(EndpointTokenSource):
@@ -238,7 +239,7 @@ class SmartTokenSource(EndpointTokenSource):
     def _post(self, http: httpx.Client, url: str, form: dict[str, str]) -> httpx.Response:
         if self._body == "form":
             return super()._post(http, url, form)
-        return http.request("POST", url, json=form, headers=_ACCEPT_JSON, auth=None, follow_redirects=False)
+        return ask(http, "POST", url, json=form, headers=_ACCEPT_JSON)
 
 
 def read_answer(answer: httpx.Response, asked: TokenRequest, begun: float) -> Token | AuthError | Unreachable:
