@@ -85,7 +85,7 @@ def test_both_endpoints_give_a_token_for_exactly_that_audience(
     assert claims["appid"] == application
     assert claims["roles"] == ["FHIR Data Exporter"]
     assert token.obtained_at is not None
-    assert token.expires_at - token.obtained_at == 3599.0
+    assert token.expires_at - token.obtained_at == pytest.approx(3599)
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
