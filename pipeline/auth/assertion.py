@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import secrets
 from datetime import UTC, datetime, timedelta
-from typing import Any, NoReturn
+from typing import Any
 
-from jwt import PyJWS
-from jwt.algorithms import Algorithm as JwsAlgorithm
+from jwt.utils import base64url_encode
 
 from pipeline.auth.signers import Signer
 from pipeline.errors import ConfigError
@@ -46,32 +45,13 @@ def client_assertion(
         "exp": int(expires.timestamp()),
         "jti": secrets.token_urlsafe(24),
     }
-    headers = {"kid": signer.kid, "typ": "JWT"} | ({} if jku is None else {"jku": jku})
-    jws = PyJWS(algorithms=[])
-    jws.register_algorithm(signer.algorithm, _SignerAlgorithm(signer))
-    payload = json.dumps(claims, separators=(",", ":")).encode("utf-8")
-    return jws.encode(payload, key=b"", algorithm=signer.algorithm, headers=headers)
+    header = {"alg": signer.algorithm, "kid": signer.kid, "typ": "JWT"}
+    if jku is not None:
+        header["jku"] = jku
+    # The compact form of RFC 7515, section 7.1: PyJWT signs only with keys that it can hold itself.
+    signed = b".".join(base64url_encode(_json(part)) for part in (header, claims))
+    return b".".join((signed, base64url_encode(signer.sign(signed)))).decode("ascii")
 
 
-class _SignerAlgorithm(JwsAlgorithm):
-    """PyJWT's algorithm interface over a signer, so that the key can live where PyJWT cannot reach it."""
-
-    def __init__(self, signer: Signer) -> None:
-        self._signer = signer
-
-    def prepare_key(self, key: Any) -> Any:
-        return key
-
-    def sign(self, msg: bytes, key: Any) -> bytes:  # noqa: ARG002 - the interface's
-        return self._signer.sign(msg)
-
-    def verify(self, msg: bytes, key: Any, sig: bytes) -> NoReturn:
-        raise NotImplementedError("a client only signs")
-
-    @staticmethod
-    def to_jwk(key_obj: Any, as_dict: bool = False) -> NoReturn:
-        raise NotImplementedError("see pipeline.auth.jwk")
-
-    @staticmethod
-    def from_jwk(jwk: Any) -> NoReturn:
-        raise NotImplementedError("a client only signs")
+def _json(part: dict[str, Any]) -> bytes:
+    return json.dumps(part, separators=(",", ":")).encode("utf-8")

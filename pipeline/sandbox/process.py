@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from pipeline.errors import Unreachable
+from pipeline.sandbox.ending import end
 
 _START_SECONDS = 60.0
 
@@ -84,18 +85,13 @@ class SandboxProcess:
 
     def stop(self) -> int:
         """End it with SIGTERM, after ten seconds with SIGKILL; returns its exit code. May be called again."""
-        if self._process.poll() is None:
-            self._process.terminate()
-            try:
-                self._process.wait(10)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-        return self._finish()
+        return end(self._process)
 
     def kill(self) -> int:
         """End it with SIGKILL, as a crash would; returns its exit code."""
         self._process.kill()
-        return self._finish()
+        self._process.wait()
+        return end(self._process)
 
     def __enter__(self) -> Self:
         return self
@@ -103,12 +99,6 @@ class SandboxProcess:
     def __exit__(self, *_: object) -> None:
         self.stop()
         self._folder.cleanup()
-
-    def _finish(self) -> int:
-        code = self._process.wait()
-        if self._process.stdin:
-            self._process.stdin.close()
-        return code
 
 
 def start_sandbox(

@@ -379,7 +379,7 @@ def test_a_configured_name_cannot_break_out_of_a_comment(capsys: pytest.CaptureF
     """The output is made to be pasted into a shell."""
     from pipeline.terminal.registering import show
 
-    evil = "nightly'\ntouch /tmp/pwned #"
+    evil = "nightly'\ntouch pwned #"
     chosen = source(
         "azure-fhir", FHIR, {**SECRET, "client_id": evil, "client_secret": "env:X", "audience": "a\rid\n"}
     )

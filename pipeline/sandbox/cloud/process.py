@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from pipeline.sandbox.ending import end
+
 _START_SECONDS = 60.0
 
 
@@ -276,16 +278,7 @@ class CloudProcess:
 
     def stop(self) -> int:
         """End it with SIGTERM, after ten seconds with SIGKILL; returns its exit code. May be called again."""
-        if self._process.poll() is None:
-            self._process.terminate()
-            try:
-                self._process.wait(10)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-        code = self._process.wait()
-        if self._process.stdin:
-            self._process.stdin.close()
-        return code
+        return end(self._process)
 
     def __enter__(self) -> Self:
         return self
