@@ -183,7 +183,8 @@ def test_quirk_what_a_failed_job_left_in_the_container_is_never_read_or_listed(o
     assert receipt.rows == sum(map(len, truth_of(SEED, PATIENTS, 1, TYPES).values()))
     ours = account.requests()[before:]
     assert not [line for line in ours if "comp=list" in line]
-    assert not [line for line in ours if "export-failed" in line]
+    # Azurite writes its log a little late: our own upload of the orphan may be in it.
+    assert not [line for line in ours if "export-failed" in line and '"PUT ' not in line]
 
 
 def test_quirk_a_manifest_that_names_another_account_gets_no_credential(opened: Opened) -> None:
