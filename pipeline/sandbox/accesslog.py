@@ -24,7 +24,7 @@ def note(request: Request, text: str) -> None:
 
 
 class AccessLog:
-    """Appends to a file, a line per request when it is over; without a path it keeps nothing.
+    """Appends to a file, a line per request before its answer ends; without a path it keeps nothing.
 
     With `names_only` the values of a query are left out. `bearer` is the start of the token's SHA-256 (16 hex
     digits): it tells whether two requests carried the same token.
@@ -50,13 +50,20 @@ class AccessLog:
                 if message["type"] == "http.response.start":
                     seen["status"] = message["status"]
                 seen["bytes"] += len(message.get("body", b""))
+                if message["type"] == "http.response.body" and not message.get("more_body"):
+                    write()  # before its last byte is sent: who has read an answer finds its line
                 await send(message)
 
+            def write() -> None:
+                if self._path is not None and not written:
+                    written.append(True)
+                    self._write(self._path, scope, seen, time.monotonic() - began)
+
+            written: list[bool] = []
             try:
                 await app(scope, receive, noting)
             finally:
-                if self._path is not None:
-                    self._write(self._path, scope, seen, time.monotonic() - began)
+                write()
 
         return logged
 
