@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test dev lint types lock benchmark clean
+.PHONY: help setup demo test chaos defences dev lint types lock benchmark clean
 
 help:
 	@grep -E '^# make|^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^# //; s/:.*## /: /'
@@ -32,11 +32,23 @@ tests/azurite/node_modules/.installed: tests/azurite/package-lock.json .venv/.in
 test: setup tests/azurite/node_modules/.installed lint types ## lint, types, all tests
 	$(BIN)/python -m pytest
 
+SEEDS ?= 20
+SEED_FROM ?= 0
+CHAOS_JOBS ?= 2
+RESULTS ?= chaos-results.jsonl
+
+chaos: setup tests/azurite/node_modules/.installed ## seeded faults and kills: make chaos SEEDS=200 SEED_FROM=0; results are appended to RESULTS
+	PYTHONPATH=tests $(BIN)/python -m chaos --seeds $(SEEDS) --from $(SEED_FROM) --jobs $(CHAOS_JOBS) --results $(RESULTS)
+
+defences: setup tests/azurite/node_modules/.installed ## takes each defence out of a copy and sees that a test notices; an hour
+	$(BIN)/python scripts/remove_defences.py --jobs 2
+
 benchmark: setup tests/azurite/node_modules/.installed ## NDJSON to Parquet against DuckDB, pyarrow and orjson; memory and cost as files grow; uploads to Azure
 	$(BIN)/python -m benchmarks.conversion
 	$(BIN)/python -m benchmarks.conversion --growth
 	$(BIN)/python benchmarks/ingest_memory.py --gigabytes 1
 	$(BIN)/python benchmarks/azure_upload.py
+	$(BIN)/python benchmarks/many_files.py
 
 lint: setup
 	$(BIN)/ruff check .

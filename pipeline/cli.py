@@ -365,12 +365,16 @@ def run(
         bool,
         typer.Option("--wait", help="Stay until the tables are published; else end once it is accepted."),
     ] = False,
+    new: Annotated[
+        bool, typer.Option("--new", help="A new export run, although an earlier one is still open.")
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="The last line of output is the result as JSON.")
     ] = False,
 ) -> None:
     """Export now. No daemon is needed; Dagster's UI shows it all the same.
 
+    An export run that is still open (killed, interrupted, waiting) is gone on with; --new opens another one.
     Without --wait Dagster's sensor goes on with it. Example: fhir-export run hosp_a --wait
     """
     options = _options(context)
@@ -379,7 +383,7 @@ def run(
     from pipeline.orchestration.local import run_source
 
     with working(f"exporting {source}") as tell:
-        outcome = run_source(config, chosen, wait=wait, say=tell)
+        outcome = run_source(config, chosen, wait=wait, new=new, say=tell)
     if not as_json and outcome.tables:
         give_table(
             ("table", "rows"),
@@ -450,6 +454,120 @@ def cancel(context: typer.Context, export: ExportArgument) -> None:
     config = _options(context).load()
     source, export_id = find_export(config, export)
     say(cancelling.cancel(Session(config, source, this_process("cli"), log=say), export_id))
+
+
+@app.command()
+def notify(
+    context: typer.Context,
+    test: Annotated[bool, typer.Option("--test", help="Send everybody a test notice now.")] = False,
+) -> None:
+    """Show who is told when a run fails or an export needs somebody. The daemon tells them.
+
+    Example: fhir-export notify --test
+    """
+    from pipeline.terminal import notifying
+
+    config = _options(context).load()
+    if not test:
+        notifying.show_notifiers(config)
+        return
+    error = notifying.send_test(config)
+    if error is not None:
+        raise typer.Exit(error.exit_code)
+
+
+@app.command()
+def clean(
+    context: typer.Context,
+    source: OptionalSource = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be removed.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove what nothing refers to any more, as old as `retention` says. Dagster's schedule does it, too.
+
+    Example: fhir-export clean hosp_a --dry-run
+    """
+    from pipeline.terminal.cleaning import clean_source, show_cleaned
+
+    config = _options(context).load()
+    cleaned = [clean_source(config, each, dry_run=dry_run) for each in _chosen(config, source)]
+    if as_json:
+        give_json([each.as_json() for each in cleaned])
+    else:
+        show_cleaned(cleaned)
+
+
+@app.command()
+def doctor(
+    context: typer.Context,
+    source: OptionalSource = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Rebuild what Dagster lost, from the lake; end dead runs.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Find contradictions between lake, tables and Dagster, and say how to mend each. Exits with 4 for any.
+
+    Data is never touched, with --repair neither. Example: fhir-export doctor hosp_a
+    """
+    from pipeline.terminal.doctor import visit
+
+    config = _options(context).load()
+    code = visit(config, _chosen(config, source), repair=repair, as_json=as_json)
+    if code:
+        raise typer.Exit(code)
+
+
+@app.command()
+def retry(
+    context: typer.Context,
+    export: ExportArgument,
+    accept_partial: Annotated[
+        bool,
+        typer.Option("--accept-partial", help="Publish it as it is, although part of its data is missing."),
+    ] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Go on with it here, until the tables are published.")
+    ] = False,
+) -> None:
+    """Try a held export run again: `show` tells why it is held. What is landed is not downloaded anew.
+
+    Without --wait Dagster's sensor goes on with it. Example: fhir-export retry hosp_a/20260131T020000Z --wait
+    """
+    from pipeline.exports.overview import find_export
+    from pipeline.exports.repair import retry as retry_export
+    from pipeline.terminal.repairing import session_at_terminal
+
+    config = _options(context).load()
+    source, export_id = find_export(config, export)
+    say(retry_export(session_at_terminal(config, source), export_id, accept_partial=accept_partial))
+    if not wait:
+        return
+    from pipeline.orchestration.local import follow_export
+
+    with working(f"exporting {source.name}") as tell:
+        outcome = follow_export(config, source, export_id, say=tell)
+    say(f"{source.name}/{outcome.export_id} is {outcome.state}: {outcome.reason}")
+    if outcome.error is not None:
+        raise typer.Exit(outcome.error.exit_code)
+    if outcome.state != "published":
+        raise typer.Exit(5)
+
+
+@app.command()
+def withdraw(context: typer.Context, export: ExportArgument) -> None:
+    """Give an export run up for good: its rows leave the tables, its job leaves the server.
+
+    Raw bytes and facts stay until retention takes them. Interrupted, it is simply called again.
+    """
+    from pipeline.exports.overview import find_export
+    from pipeline.exports.repair import withdraw as withdraw_export
+    from pipeline.terminal.repairing import session_at_terminal
+
+    config = _options(context).load()
+    source, export_id = find_export(config, export)
+    for line in withdraw_export(session_at_terminal(config, source), export_id):
+        say(line)
 
 
 # --- files and tables --------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from jwt.utils import base64url_encode
 
 from pipeline.auth.signers import Signer
 from pipeline.errors import ConfigError
+from pipeline.redaction import remember
 
 LIFETIME = timedelta(minutes=4)
 """A minute less than the greatest allowed: clocks differ, and a server may refuse more than five minutes."""
@@ -50,7 +51,9 @@ def client_assertion(
         header["jku"] = jku
     # The compact form of RFC 7515, section 7.1: PyJWT signs only with keys that it can hold itself.
     signed = b".".join(base64url_encode(_json(part)) for part in (header, claims))
-    return b".".join((signed, base64url_encode(signer.sign(signed)))).decode("ascii")
+    assertion = b".".join((signed, base64url_encode(signer.sign(signed)))).decode("ascii")
+    remember(assertion)
+    return assertion
 
 
 def _json(part: dict[str, Any]) -> bytes:

@@ -22,6 +22,7 @@ from pipeline.auth.explain import TokenRequest
 from pipeline.auth.origins import origin, require_secure
 from pipeline.auth.tokens import EndpointTokenSource
 from pipeline.errors import ConfigError
+from pipeline.redaction import remember
 
 PUBLIC_AUTHORITY = "https://login.microsoftonline.com"
 
@@ -135,6 +136,7 @@ class ClientCertificate:
     @classmethod
     def from_pem(cls, pem: bytes) -> ClientCertificate:
         """From a PEM with both, in any order, with or without the chain. Raises ConfigError."""
+        remember(pem)
         key = _key_in(pem)
         public = _public_bytes(key.public_key())
         for certificate in _certificates_in(pem):
@@ -157,7 +159,9 @@ class ClientCertificate:
             "exp": now + ASSERTION_SECONDS - CLOCKS_DIFFER_SECONDS,
         }
         thumbprint = urlsafe_b64encode(self.certificate.fingerprint(hashes.SHA256())).rstrip(b"=").decode()
-        return jwt.encode(claims, self.key, algorithm="PS256", headers={"x5t#S256": thumbprint})
+        assertion = jwt.encode(claims, self.key, algorithm="PS256", headers={"x5t#S256": thumbprint})
+        remember(assertion)
+        return assertion
 
 
 def _token_url(authority: str, tenant: str, version: str) -> str:
@@ -174,6 +178,7 @@ def _secret(value: str) -> str:
     stripped = value.strip()  # a file ends in a newline, a secret does not
     if not stripped:
         raise ConfigError("auth.client_secret is blank", "Store the secret's value, as Entra showed it once.")
+    remember(stripped)
     return stripped
 
 

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from pipeline.errors import ConfigError
+from pipeline.redaction import remember
 
 Algorithm = Literal["RS384", "ES384"]
 """The two that a SMART client shall support (protocol fact 4)."""
@@ -44,6 +45,7 @@ def load_private_key(pem: bytes, algorithm: Algorithm, password: bytes | None = 
 
     Raises ConfigError when it is no private key, wants another password, or does not fit.
     """
+    remember(pem)
     key = _decode(pem, password)
     check_fits(key, algorithm)
     return key

@@ -7,6 +7,10 @@ from typing import Any
 
 import httpx
 
+from pipeline.errors import AuthError, ServerRefused
+from pipeline.network.allowance import allowed
+from pipeline.network.bodies import ACCEPTED, pieces
+
 LONGEST_ANSWER = 60.0
 """Seconds: an answer that drips for ever breaks no timeout of a single read."""
 
@@ -19,11 +23,18 @@ _OF_THE_TRANSFER = frozenset({"content-encoding", "content-length", "transfer-en
 def ask(http: httpx.Client, method: str, url: str, **options: Any) -> httpx.Response:
     """One request without `http`'s own sign-in and without redirects; its answer, read.
 
-    `options` are those of `httpx.Client.stream`. Raises `httpx.RequestError`: `ReadTimeout` for an answer
-    that does not end.
+    `options` are those of `httpx.Client.stream`. Raises `httpx.RequestError` (`ReadTimeout` for an answer
+    that does not end), and AuthError for an address that must not be asked.
     """
-    with http.stream(method, url, auth=None, follow_redirects=False, **options) as answer:
-        content = _read(answer)
+    options["headers"] = {"Accept-Encoding": ACCEPTED, **options.get("headers", {})}
+    try:
+        with (
+            allowed(LONGEST_ANSWER),
+            http.stream(method, url, auth=None, follow_redirects=False, **options) as answer,
+        ):
+            content = _read(answer)
+    except ServerRefused as error:
+        raise AuthError(error.cause, error.advice) from None
     # What was read is decoded: httpx would decode it again.
     headers = [(name, value) for name, value in answer.headers.multi_items() if name not in _OF_THE_TRANSFER]
     return httpx.Response(answer.status_code, headers=headers, content=content, request=answer.request)
@@ -33,7 +44,7 @@ def _read(answer: httpx.Response) -> bytes:
     give_up = time.monotonic() + LONGEST_ANSWER
     parts: list[bytes] = []
     size = 0
-    for part in answer.iter_bytes():
+    for part in pieces(answer):
         parts.append(part)
         size += len(part)
         if size >= LARGEST_ANSWER:

@@ -31,6 +31,7 @@ from pipeline.auth.short_answers import ask
 from pipeline.auth.signers import Signer
 from pipeline.azure.entra_errors import entra_verdict
 from pipeline.errors import AuthError, ConfigError, ExportError, Unreachable
+from pipeline.redaction import remember
 from pipeline.retry_after import retry_after
 
 logger = logging.getLogger(__name__)
@@ -61,6 +62,9 @@ class Token:
     scope: str | None = None
     """As granted, which may differ from what was asked for; None where the server did not say (fact 8)."""
     obtained_at: float | None = None
+
+    def __post_init__(self) -> None:
+        remember(self.value)
 
     @property
     def refresh_at(self) -> float:

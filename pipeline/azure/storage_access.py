@@ -23,6 +23,7 @@ from pipeline.azure.endpoint import other_account
 from pipeline.azure.entra_errors import identity_error
 from pipeline.config import DownloadStorage
 from pipeline.errors import AuthError, ConfigError, DownloadRefused, Unreachable
+from pipeline.redaction import remember
 
 if TYPE_CHECKING:
     from azure.core.credentials import TokenCredential
@@ -230,7 +231,8 @@ class _BySas:
     sas: _Renewed[str] = field(repr=False)
 
     def for_blob(self, _container: str, _blob: str) -> tuple[str, Mapping[str, str]]:
-        return self.sas.value(), {}
+        remember(sas := self.sas.value())
+        return sas, {}
 
 
 @dataclass(frozen=True)
@@ -244,11 +246,12 @@ class _ByAccountKey:
     def for_blob(self, container: str, blob: str) -> tuple[str, Mapping[str, str]]:
         from azure.storage.blob import BlobSasPermissions, generate_blob_sas
 
+        remember(key := self.connection.value()["accountkey"])
         sas = generate_blob_sas(
             self.account,
             container,
             blob,
-            account_key=self.connection.value()["accountkey"],
+            account_key=key,
             permission=BlobSasPermissions(read=True),
             expiry=datetime.now(UTC) + SAS_LIFE,
             protocol="https" if self.https_only else "https,http",
@@ -269,9 +272,12 @@ class _ByIdentity:
 
         failed: AuthError | Unreachable
         try:
-            return "", {"Authorization": f"Bearer {self.credential.get_token(STORAGE_SCOPE).token}"}
+            token = self.credential.get_token(STORAGE_SCOPE).token
         except (AzureError, MsalError, OSError, ValueError) as error:  # token files, answers that are no JSON
             failed = identity_error(error, f"the storage account {self.account}")
+        else:
+            remember(token)
+            return "", {"Authorization": f"Bearer {token}"}
         raise failed  # outside the except block: its error may carry the request along
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,21 @@ from pipeline.bulkdata.answers import (
     StatusAnswer,
     Throttled,
 )
+from pipeline.bulkdata.byterate import WINDOW, ByteRate
+from pipeline.bulkdata.content import CutShort
 from pipeline.bulkdata.downloads import Downloaded
-from pipeline.bulkdata.exchange import Exchange, Reply
+from pipeline.bulkdata.exchange import LONGEST_ANSWER, Exchange, Reply
 from pipeline.bulkdata.http_logs import keep_logs_clean
-from pipeline.bulkdata.inspection import LONGEST_LINE
+from pipeline.bulkdata.limits import Limits
 from pipeline.bulkdata.locations import is_elsewhere, resolve
-from pipeline.bulkdata.manifest import ManifestFile, assemble, next_page
+from pipeline.bulkdata.manifest import ManifestFile, next_page
 from pipeline.bulkdata.outcome import describe, read_json, read_outcome
+from pipeline.bulkdata.pages import Pages
 from pipeline.bulkdata.parameters import KickoffParameters, encode_query
 from pipeline.bulkdata.policy import DownloadPolicy
 from pipeline.bulkdata.profiles import Profile
-from pipeline.bulkdata.transfer import CutShort, Transfer, final
+from pipeline.bulkdata.throttle import LONGEST_PAUSE, Throttle
+from pipeline.bulkdata.transfer import Transfer, final
 from pipeline.bulkdata.verdicts import (
     Page,
     delete_verdict,
@@ -48,11 +53,8 @@ from pipeline.errors import (
 )
 from pipeline.retry_after import pace
 
-MOST_PAGES = 10_000
-LONGEST_PAUSE = 30.0
-"""Seconds; a file whose server asks for a longer wait is left to the next attempt."""
-
 _FHIR_JSON = "application/fhir+json"
+_UNBOUNDED = 1 << 30
 
 
 class BulkClient:
@@ -61,6 +63,9 @@ class BulkClient:
     `http` brings timeouts, TLS settings and, as its `auth`, the token; it is shared, may be used from several
     threads, and stays open. `fhir_url` is the FHIR base, with or without a final slash. Raises ConfigError
     for one that is not https (http on loopback) or carries a query.
+
+    `throttle` bounds and paces the downloads; `answer_seconds` bounds an answer that is no file; a file that
+    comes with less than `slowest` bytes a second, averaged over `slow_window` seconds, is asked for again.
     """
 
     def __init__(
@@ -71,7 +76,11 @@ class BulkClient:
         download_policy: DownloadPolicy | None = None,
         *,
         download_tries: int = 3,
-        longest_line: int = LONGEST_LINE,
+        limits: Limits | None = None,
+        throttle: Throttle | None = None,
+        answer_seconds: float = LONGEST_ANSWER,
+        slowest: int = 0,
+        slow_window: float = WINDOW,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         require_secure(fhir_url)
@@ -80,9 +89,11 @@ class BulkClient:
         self.fhir_url = fhir_url.rstrip("/")
         self.profile = profile
         self._policy = download_policy or DownloadPolicy()
-        self._exchange = Exchange(http)
+        self._exchange = Exchange(http, answer_seconds)
+        self._throttle = throttle or Throttle(_UNBOUNDED, longest_hold=0)
+        self._rate = partial(ByteRate, slowest=slowest, window=slow_window)
         self._download_tries = download_tries
-        self._longest_line = longest_line
+        self._limits = limits or Limits()
         self._sleep = sleep
         keep_logs_clean()
 
@@ -136,13 +147,15 @@ class BulkClient:
         into: Path,
         *,
         compressed: bool = True,
+        rejected: Path | None = None,
     ) -> Downloaded:
         """Stream one file to `into`, exactly as on the wire, and look at every line on its way.
 
         `into` exists afterwards only if the file is whole; it is not synced. A broken transfer goes on where
         it stopped, where that is safe, or is begun anew, a few times (see `transfer`). Lines of another type,
         bad lines and a wrong count are reported, for `downloads.verify` to judge; half a last line is a bad
-        line only where nothing behind it can be missing.
+        line only where nothing behind it can be missing. What arrived of a file that fails verification here
+        goes to `rejected`, if given.
         Raises DownloadRefused (403, 404, or a URL that must not be asked), AuthError (401 with a token; 401
         and 403 of a storage account), VerificationFailed (no NDJSON, damaged, cut short), Unreachable,
         LakeError (the disk).
@@ -155,12 +168,14 @@ class BulkClient:
             route,
             compressed=compressed,
             resume=self.profile.range_resume,
-            longest_line=self._longest_line,
+            limits=self._limits,
+            rate=self._rate,
+            rejected=rejected,
         ) as transfer:
             failures = 0
             while True:
                 try:
-                    return transfer.run(last_try=failures + 1 >= self._download_tries)
+                    return self._in_turn(transfer, last_try=failures + 1 >= self._download_tries)
                 except (Unreachable, CutShort) as error:
                     failures = 1 if transfer.got_on else failures + 1
                     wait = error.retry_after if isinstance(error, Unreachable) else None
@@ -168,6 +183,16 @@ class BulkClient:
                         raise final(error) from None
                     pause = pace(failures - 1, wait, first=1.0, longest=LONGEST_PAUSE)
                 self._sleep(pause)
+
+    def _in_turn(self, transfer: Transfer, *, last_try: bool) -> Downloaded:
+        with self._throttle.turn() as turn:
+            try:
+                downloaded = transfer.run(last_try=last_try)
+            except Unreachable as error:
+                turn.overloaded, turn.pause = transfer.overloaded, error.retry_after
+                raise
+            turn.well = True
+            return downloaded
 
     def forbidden(self, file: ManifestFile, requires_access_token: bool | None) -> str | None:
         """Why this file must not be asked for at all, such as a token demanded by a foreign host; None when
@@ -224,28 +249,24 @@ class BulkClient:
         return Accepted(status_url, outcome.text if outcome is not None else None)
 
     def _with_all_pages(self, first: Page, url: str) -> Complete | RetryLater:
-        pages, urls = [first.content], [url]
-        seen = {url}
-        manifest = assemble(pages, urls)
+        pages, seen = Pages(self._limits), {url}
+        pages.add(first.content, url, first.size)
         follow = next_page(first.content, url)
         while follow is not None:
-            if follow in seen or len(pages) >= MOST_PAGES:
-                raise VerificationFailed(
-                    f"the manifest's pages have no end (after page {len(pages)})",
-                    "Report it to the server's operator.",
-                )
+            if follow in seen:
+                raise pages.endless()
             seen.add(follow)
-            reply = self._page(follow, urls[-1], manifest.requires_access_token)
+            reply = self._page(follow, url, pages.requires_access_token)
             if reply.status in (401, 403):
                 raise refused_sign_in(reply)
             value = read_json(reply.body)
             if reply.status != 200 or not isinstance(value, dict):
                 said = f"page {len(pages) + 1} of the manifest: HTTP {reply.status}, {_short(reply)}"
                 return RetryLater(reply.retry_after(), said)
-            pages.append(value)
-            urls.append(reply.url)
-            follow = next_page(value, reply.url)
-        return Complete(assemble(pages, urls), first.expires)
+            url = reply.url
+            pages.add(value, url, len(reply.body))
+            follow = next_page(value, url)
+        return Complete(pages.manifest(), first.expires)
 
     def _page(self, location: str, asked_url: str, requires_access_token: bool | None) -> Reply:
         headers = {"Accept": "application/json"}

@@ -21,6 +21,7 @@ BLOCK = 1 << 18
 MAGIC = b"\x1f\x8b"
 BOM = b"\xef\xbb\xbf"
 
+_SLICE = 1 << 13
 _DEEPEST = 2  # a gzip file sent with Content-Encoding: gzip once more
 
 
@@ -41,6 +42,13 @@ class Decoder:
     @property
     def encoding(self) -> Encoding:
         return "identity" if self._gunzip is None else "gzip"
+
+    @property
+    def unpacked_bytes(self) -> int:
+        """What gzip has unpacked to so far, at the level where it is most: an inner gzip may hold nothing."""
+        if self._gunzip is None or self._inner is None:
+            return 0
+        return max(self._gunzip.unpacked_bytes, self._inner.unpacked_bytes)
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         if not self._plain and self._gunzip is None:
@@ -78,8 +86,14 @@ class _Gunzip:
     def __init__(self) -> None:
         self._member = zlib.decompressobj(wbits=31)
         self._between = False
+        self.unpacked_bytes = 0
 
     def feed(self, data: bytes) -> Iterator[bytes]:
+        # In slices: each of a million empty members copies what lies behind it.
+        for start in range(0, len(data), _SLICE):
+            yield from self._feed(data[start : start + _SLICE])
+
+    def _feed(self, data: bytes) -> Iterator[bytes]:
         while data:
             if self._between:
                 data = data.lstrip(b"\0")
@@ -104,6 +118,7 @@ class _Gunzip:
                 ) from None
             data = self._member.unconsumed_tail
             if block:
+                self.unpacked_bytes += len(block)
                 yield block
             if not data and len(block) < BLOCK:
                 return

@@ -18,6 +18,8 @@ import httpx
 from pipeline.auth.explain import unreachable
 from pipeline.auth.origins import origin, printable, require_secure
 from pipeline.errors import ExportError, ServerRefused, Unreachable, VerificationFailed
+from pipeline.network.allowance import allowed
+from pipeline.network.bodies import ACCEPTED, pieces
 from pipeline.retry_after import retry_after
 
 MOST_REDIRECTS = 5
@@ -46,8 +48,9 @@ class Reply:
 class Exchange:
     """One HTTP client; its `auth` is used exactly where a request may carry the token."""
 
-    def __init__(self, http: httpx.Client) -> None:
+    def __init__(self, http: httpx.Client, answer_seconds: float = LONGEST_ANSWER) -> None:
         self._http = http
+        self._answer_seconds = answer_seconds
 
     def fetch(
         self,
@@ -62,11 +65,13 @@ class Exchange:
         """One request, read whole. Raises Unreachable without a usable answer, `refusal` for a wrong
         redirect.
         """
+        accepting = {"Accept-Encoding": ACCEPTED, **headers}
         with (
+            allowed(self._answer_seconds),
             translated(url),
-            self.stream(method, url, headers, bearer=bearer, content=content, refusal=refusal) as response,
+            self.stream(method, url, accepting, bearer=bearer, content=content, refusal=refusal) as response,
         ):
-            body = _read(response)
+            body = _read(response, self._answer_seconds)
         return Reply(response.status_code, str(response.url), response.headers, body)
 
     @contextmanager
@@ -89,7 +94,17 @@ class Exchange:
         """
         require_secure(url, error=refusal)
         for _ in range(MOST_REDIRECTS + 1):
-            response = self._send(method, url, headers, bearer, content, own=not redirects)
+            try:
+                response = self._send(method, url, headers, bearer, content, own=not redirects)
+            except ServerRefused as error:
+                if type(error) is not ServerRefused:  # the sign-in's
+                    raise
+                raise refusal(error.cause, error.advice) from None  # the client does not connect there
+            except (httpx.RemoteProtocolError, httpx.InvalidURL) as error:
+                # httpx reads a Location even where it is not to follow it.
+                if isinstance(error, httpx.RemoteProtocolError) and "location header" not in str(error):
+                    raise
+                raise _unreadable(url, refusal) from None
             try:
                 if response.status_code not in _REDIRECTS:
                     yield response
@@ -146,6 +161,10 @@ def _server(url: str) -> str:
         return printable(url)
 
 
+def _unreadable(url: str, refusal: type[ExportError]) -> ExportError:
+    return refusal(f"{printable(url)} redirects to an unreadable address", "Report it.")
+
+
 def _target(
     method: str, url: str, response: httpx.Response, elsewhere: bool, refusal: type[ExportError]
 ) -> str:
@@ -158,7 +177,7 @@ def _target(
     try:
         target: str = urljoin(url, location)
     except ValueError:
-        raise refusal(f"{printable(url)} redirects to an unreadable address", "Report it.") from None
+        raise _unreadable(url, refusal) from None
     require_secure(target, error=refusal)
     if url.lower().startswith("https:") and not target.lower().startswith("https:"):
         raise refusal(f"{printable(url)} redirects from https to http", "This is never followed.")
@@ -170,16 +189,16 @@ def _target(
     return target
 
 
-def _read(response: httpx.Response) -> bytes:
+def _read(response: httpx.Response, longest: float) -> bytes:
     error = response.status_code >= 400
     limit = LONGEST_ERROR_BODY if error else LONGEST_BODY
     parts: list[bytes] = []
     size = 0
-    give_up = time.monotonic() + LONGEST_ANSWER
-    for part in response.iter_bytes():
+    give_up = time.monotonic() + longest
+    for part in pieces(response):
         if time.monotonic() > give_up:
             raise Unreachable(
-                f"{printable(str(response.url))} had not ended its answer after {LONGEST_ANSWER:.0f} s",
+                f"{printable(str(response.url))} had not ended its answer after {longest:.0f} s",
                 "Trying again may help.",
             )
         parts.append(part)

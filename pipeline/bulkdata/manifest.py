@@ -18,10 +18,11 @@ from urllib.parse import urljoin, urlsplit
 
 from pipeline.auth.origins import printable
 from pipeline.errors import VerificationFailed
+from pipeline.redaction import clean
 
 Kind = Literal["output", "deleted", "error"]
 
-_LISTS: tuple[tuple[str, Kind], ...] = (
+LISTS: tuple[tuple[str, Kind], ...] = (
     ("output", "output"),
     ("deleted", "deleted"),
     ("error", "error"),
@@ -36,6 +37,11 @@ _JAVA_OR_JS = re.compile(
     r"(?P<time>\d\d:\d\d:\d\d)\s+(?:GMT|UTC|Z)?(?P<offset>[+-]\d{4})?(?:\s+(?P<late_year>\d{4}))?(?:\s+\(.*\))?"
 )
 _URL_LIKE = re.compile(r"://|\?\S*=")
+# What urljoin would leave as it is: it costs most of the time of a manifest of a million files.
+_PLAIN_URL = re.compile(
+    r"https://[a-z0-9.-]+(?::\d{1,5})?/[A-Za-z0-9/._~%=+:@-]*(?:\?[A-Za-z0-9/._~%=+:&-]+)?", re.ASCII
+)
+_MOST_LINES = 10**15  # more is nothing that a table, or a database's integer, could hold
 _EPOCH = re.compile(r"\d{10}|\d{13}")
 
 
@@ -64,7 +70,7 @@ class ManifestFile:
     @property
     def label(self) -> str:
         """How messages name the file: `output[3] (Patient)`."""
-        return f"{self.kind}[{self.index}]" + (f" ({self.type})" if self.type else "")
+        return f"{self.kind}[{self.index}]" + (f" ({clean(self.type, 64)})" if self.type else "")
 
     def __repr__(self) -> str:
         return f"ManifestFile({self.label}, url={printable(self.url)!r}, count={self.count})"
@@ -85,6 +91,8 @@ class Manifest:
     pages: tuple[dict[str, Any], ...]
     links: tuple[tuple[str, str], ...] = ()
     """(relation, absolute URL) of the last page."""
+    repeated: int = 0
+    """Entries that name a file again; they are not among `files`."""
 
     @classmethod
     def nothing(cls) -> Manifest:
@@ -119,26 +127,44 @@ def parse_manifest(page: object, base_url: str | None = None) -> Manifest:
 def assemble(pages: Sequence[object], base_urls: Sequence[str | None] | None = None) -> Manifest:
     """One manifest of all its pages in order (fact 27: `link` with relation `next`).
 
-    What stands beside the files is the first page's; later pages may hold files only.
+    What stands beside the files is the first page's; later pages may hold files only. A file that a list
+    names twice, by the same URL, is one file.
     """
     bases = base_urls if base_urls is not None else [None] * len(pages)
-    checked = [_checked(page, number) for number, page in enumerate(pages)]
+    checked = [checked_page(page, number) for number, page in enumerate(pages)]
     files: list[ManifestFile] = []
     counts: dict[Kind, int] = {"output": 0, "deleted": 0, "error": 0}
+    named: dict[tuple[Kind, str], ManifestFile] = {}
+    repeated = 0
     for page, base in zip(checked, bases, strict=True):
-        for name, kind in _LISTS:
+        for name, kind in LISTS:
             for entry in page.get(name) or []:
-                files.append(_file(kind, counts[kind], entry, base))
+                file = _file(kind, counts[kind], entry, base)
+                before = named.setdefault((kind, file.url.partition("#")[0]), file)
+                if before is not file:
+                    _require_alike(before, file)
+                    repeated += 1
+                    continue
+                files.append(file)
                 counts[kind] += 1
     first = checked[0]
     return Manifest(
         transaction_time=_transaction_time(first),
         request=first["request"] if isinstance(first.get("request"), str) else None,
-        requires_access_token=next((flag for flag in map(_flag, checked) if flag is not None), None),
+        requires_access_token=next((flag for flag in map(token_flag, checked) if flag is not None), None),
         files=tuple(files),
         pages=tuple(checked),
         links=_links(checked[-1], bases[-1]),
+        repeated=repeated,
     )
+
+
+def _require_alike(first: ManifestFile, again: ManifestFile) -> None:
+    if (first.type, first.count) != (again.type, again.count):
+        raise VerificationFailed(
+            f"the manifest names the file of {first.label} twice, with another type or count",
+            "Report it to the server's operator; start a new export run.",
+        )
 
 
 def next_page(page: object, base_url: str | None = None) -> str | None:
@@ -221,13 +247,14 @@ def _not_a_manifest(why: str) -> VerificationFailed:
     )
 
 
-def _checked(page: object, number: int) -> dict[str, Any]:
+def checked_page(page: object, number: int) -> dict[str, Any]:
+    """The page itself, `number` counting from 0. Raises VerificationFailed where it is none of a manifest."""
     if not isinstance(page, dict):
         raise _not_a_manifest("it is no JSON object")
     if number == 0 and not isinstance(page.get("output"), list):
         raise _not_a_manifest("output is not a list")
     lists = 0
-    for name, _ in _LISTS:
+    for name, _ in LISTS:
         value = page.get(name)
         if value is not None and not isinstance(value, list):
             raise _not_a_manifest(f"{name} is not a list")
@@ -246,7 +273,8 @@ def _transaction_time(page: dict[str, Any]) -> str:
     return value
 
 
-def _flag(page: dict[str, Any]) -> bool | None:
+def token_flag(page: dict[str, Any]) -> bool | None:
+    """`requiresAccessToken` as the page says it, None where it does not."""
     value = page.get("requiresAccessToken")
     if isinstance(value, str):
         value = {"true": True, "false": False}.get(value.strip().lower())
@@ -276,6 +304,8 @@ def _file(kind: Kind, index: int, entry: object, base: str | None) -> ManifestFi
 
 
 def _absolute(url: str, base: str | None, where: str) -> str:
+    if _PLAIN_URL.fullmatch(url):
+        return url
     try:
         whole = url if base is None else urljoin(base, url)
         urlsplit(whole)
@@ -291,7 +321,7 @@ def _count(value: object, where: str) -> int | None:
         return int(value)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _MOST_LINES:
         raise _not_a_manifest(f"{where} has a count that is no number")
     return value
 

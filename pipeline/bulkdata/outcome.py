@@ -5,16 +5,19 @@ Every text that leaves here has passed through `clean`.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
+
+import pydantic_core
 
 from pipeline.redaction import clean
 
 # FHIR R4 issue-type: `transient` and those of its children that do pass (`exception` is what servers say for
 # all).
 _TRANSIENT = frozenset({"transient", "lock-error", "no-store", "timeout", "incomplete", "throttled"})
+_MOST_ISSUES = 200
 _UNDECIDED = frozenset({"exception", "unknown", "informational", ""})
+_BOM = b"\xef\xbb\xbf"
 _MICROSOFT_TERMINAL = "export operation failed for reason"
 
 
@@ -75,7 +78,9 @@ def outcome_of(value: dict[str, Any]) -> Outcome | None:
         return None
     issues = value.get("issue")
     return Outcome(
-        tuple(_issue(each) for each in issues if isinstance(each, dict)) if isinstance(issues, list) else ()
+        tuple(_issue(each) for each in issues[:_MOST_ISSUES] if isinstance(each, dict))
+        if isinstance(issues, list)
+        else ()
     )
 
 
@@ -93,16 +98,19 @@ def describe(body: bytes) -> str:
 
 
 def read_json(body: bytes) -> Any:
-    """The JSON value of a body, None when it is not JSON."""
+    """The JSON value of a body, None when it is not JSON.
+
+    Neither is what is nested more than 200 deep, or holds half a surrogate pair: it could not be stored.
+    """
     try:
-        return json.loads(body.decode("utf-8-sig"))
-    except (ValueError, RecursionError):
+        return pydantic_core.from_json(body.removeprefix(_BOM), cache_strings="keys")
+    except ValueError:
         return None
 
 
 def looks_like_markup(body: bytes) -> bool:
     """Whether it begins like HTML or XML."""
-    return body.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"<"
+    return body.removeprefix(_BOM).lstrip()[:1] == b"<"
 
 
 def _is_html(body: bytes) -> bool:

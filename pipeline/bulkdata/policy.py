@@ -8,6 +8,7 @@ from typing import Literal
 from pipeline.auth.origins import origin, printable, require_secure
 from pipeline.bulkdata.storage import StorageAccess, is_signed
 from pipeline.errors import ConfigError, DownloadRefused
+from pipeline.network.known_hosts import KnownHosts
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,9 @@ class DownloadPolicy:
     `storage` is the customer's account that the server exports to: its files are read with its own
     credential, whatever the manifest says, unless they are signed already. With `auto` other files go by the
     table; with `storage` there are no others.
+
+    A host that is neither the FHIR server's, nor the account's, nor in `allow_hosts` must be on the open
+    internet: a manifest leads nobody to a neighbour of ours.
     """
 
     auth: Literal["auto", "bearer", "none", "storage"] = "auto"
@@ -62,9 +66,15 @@ class DownloadPolicy:
         """The origins of `allow_hosts`; the `httpx.Auth` must know them too to send its token there."""
         return frozenset(_allowed(each) for each in self.allow_hosts)
 
+    def known_hosts(self, *urls: str | None) -> KnownHosts:
+        """Those that may be inside a network: the hosts of `urls`, `allow_hosts` and the storage account."""
+        named = [] if self.storage is None else [self.storage.origin]
+        return KnownHosts.of([each for each in urls if each], [*self.allowed_origins, *named])
+
     def route(self, url: str, fhir_url: str, requires_access_token: bool | None) -> Route:
         """How this file is asked for. Raises DownloadRefused for one that must not be asked for at all."""
         require_secure(url, error=DownloadRefused)
+        self.known_hosts(fhir_url).check(url, DownloadRefused)
         if self.storage is not None and self.storage.covers(url):
             return Route(bearer=False, storage=None if is_signed(url) else self.storage)
         return Route(self.bearer_goes(url, fhir_url, requires_access_token))

@@ -16,6 +16,44 @@ from pipeline.errors import VerificationFailed
 
 SEVERITIES = ("fatal", "error", "warning", "information")
 
+ISSUE_CODES = frozenset(
+    {
+        "invalid",
+        "structure",
+        "required",
+        "value",
+        "invariant",
+        "security",
+        "login",
+        "unknown",
+        "expired",
+        "forbidden",
+        "suppressed",
+        "processing",
+        "not-supported",
+        "duplicate",
+        "multiple-matches",
+        "not-found",
+        "deleted",
+        "too-long",
+        "code-invalid",
+        "extension",
+        "too-costly",
+        "business-rule",
+        "conflict",
+        "transient",
+        "lock-error",
+        "no-store",
+        "exception",
+        "timeout",
+        "incomplete",
+        "throttled",
+        "informational",
+        "success",
+    }
+)
+"""FHIR's own; whatever else stands there may be text."""
+
 _TARGET = re.compile(
     r"(?:^|/)(?P<type>[A-Z][A-Za-z]{1,63})/(?P<id>[A-Za-z0-9\-._~]{1,256})(?:/_history/[^/?#]+)?$"
 )
@@ -28,13 +66,23 @@ def outcome_counts(blocks: Iterable[bytes]) -> dict[str, int]:
     `error`: what is not understood must not move the watermark. Raises VerificationFailed for a line that is
     no JSON object.
     """
-    counts = dict.fromkeys(SEVERITIES, 0)
+    return count_issues(blocks)[0]
+
+
+def count_issues(blocks: Iterable[bytes]) -> tuple[dict[str, int], dict[str, int]]:
+    """How many issues of each severity, as `outcome_counts` tells them, and of each `issue.code` (R4's codes,
+    and `other`), in the order of their first sight. Raises as `outcome_counts` does.
+    """
+    severities, codes = dict.fromkeys(SEVERITIES, 0), dict[str, int]()
     for resource in _resources(blocks, "error"):
         issues = resource.get("issue") if resource.get("resourceType") == "OperationOutcome" else None
         for issue in issues if isinstance(issues, list) and issues else [None]:
-            severity = issue.get("severity") if isinstance(issue, dict) else None
-            counts[severity if severity in SEVERITIES else "error"] += 1
-    return counts
+            said = issue if isinstance(issue, dict) else {}
+            severity, code = said.get("severity"), said.get("code")
+            severities[severity if severity in SEVERITIES else "error"] += 1
+            name = code if isinstance(code, str) and code in ISSUE_CODES else "other"
+            codes[name] = codes.get(name, 0) + 1
+    return severities, codes
 
 
 def deleted_resources(blocks: Iterable[bytes]) -> list[tuple[str, str]]:

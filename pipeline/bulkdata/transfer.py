@@ -8,23 +8,24 @@ begins anew.
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 
 import httpx
 
 from pipeline.auth.origins import origin
-from pipeline.bulkdata.decoding import BLOCK, Decoder
+from pipeline.bulkdata.byterate import ByteRate
+from pipeline.bulkdata.content import Content, CutShort, Version
+from pipeline.bulkdata.decoding import BLOCK
 from pipeline.bulkdata.downloads import Downloaded
 from pipeline.bulkdata.exchange import Exchange, translated
-from pipeline.bulkdata.inspection import LineInspector
+from pipeline.bulkdata.limits import Limits
 from pipeline.bulkdata.manifest import ManifestFile
 from pipeline.bulkdata.policy import Route
+from pipeline.bulkdata.promises import Digest, digests_in, promised_by
 from pipeline.bulkdata.storage import StorageAccess
 from pipeline.errors import (
     AuthError,
@@ -34,6 +35,7 @@ from pipeline.errors import (
     Unreachable,
     VerificationFailed,
 )
+from pipeline.lake.spool import discard
 from pipeline.retry_after import retry_after
 
 _NDJSON = "application/fhir+ndjson"
@@ -41,10 +43,8 @@ _PLAIN = ("", "identity")
 _STRONG_ETAG = re.compile(r'"[\x21\x23-\x7e]*"')
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", re.ASCII)
 _ERROR_CODE = re.compile(r"[A-Za-z]{1,64}")
-
-
-class CutShort(VerificationFailed):
-    """Internal: what arrived ends too early or is damaged; asking again may help."""
+_BUSY = frozenset({408, 429, 503, 504})
+_LOST = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
 
 
 def final(error: Unreachable | CutShort) -> Unreachable | VerificationFailed:
@@ -52,49 +52,10 @@ def final(error: Unreachable | CutShort) -> Unreachable | VerificationFailed:
     return VerificationFailed(error.cause, error.advice) if isinstance(error, CutShort) else error
 
 
-@dataclass(frozen=True)
-class _Version:
-    """What the first answer promised: one version of the file, and its length in bytes."""
-
-    etag: str
-    total: int
-
-
-class _Content:
-    """What has arrived: its state allows to go on with the next byte."""
-
-    def __init__(self, longest_line: int) -> None:
-        self.decoder = Decoder()
-        self.inspector = LineInspector(longest_line)
-        self.sha256 = hashlib.sha256()
-        self.decoded_bytes = 0
-        self.wire_bytes = 0
-        self.version: _Version | None = None
-        """None where the transfer could not go on."""
-
-    def take(self, chunk: bytes) -> None:
-        self.wire_bytes += len(chunk)
-        self._look(self._blocks(chunk))
-
-    def close(self) -> None:
-        self._look(self._blocks(None))
-        self.inspector.close()
-
-    def _blocks(self, chunk: bytes | None) -> Iterator[bytes]:
-        try:
-            yield from self.decoder.close() if chunk is None else self.decoder.feed(chunk)
-        except VerificationFailed as error:
-            raise CutShort(error.cause, error.advice) from None
-
-    def _look(self, blocks: Iterator[bytes]) -> None:
-        for block in blocks:
-            self.sha256.update(block)
-            self.decoded_bytes += len(block)
-            self.inspector.feed(block)
-
-
 class Transfer:
     """One file, through a `.part` file that the context manager removes: `into` is never half a file.
+
+    What arrived of a file that is no NDJSON, or damaged, goes to `rejected` instead, if that is given.
 
     Call `run` until it returns; each call sends one request, or two when what had arrived became useless.
     """
@@ -108,7 +69,9 @@ class Transfer:
         *,
         compressed: bool,
         resume: bool,
-        longest_line: int,
+        limits: Limits,
+        rate: Callable[[], ByteRate] = lambda: ByteRate(0),
+        rejected: Path | None = None,
     ) -> None:
         self._exchange = exchange
         self._file = file
@@ -117,9 +80,14 @@ class Transfer:
         self._route = route
         self._compressed = compressed
         self._resume = resume
-        self._longest_line = longest_line
-        self._content = _Content(longest_line)
+        self._limits = limits
+        self._rate = rate
+        self._rejected = rejected
+        self._promised = promised_by(file)
+        self._content = Content(limits)
         self._requests = 0
+        self.overloaded = False
+        """Whether the last `run` failed as it does at a server that has too much to do."""
         self.got_on = False
         """Whether the last `run` failed, but has brought bytes that the next one need not ask for again."""
 
@@ -129,13 +97,16 @@ class Transfer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._part.unlink(missing_ok=True)
+        if self._rejected is not None and isinstance(error, VerificationFailed) and self._part.exists():
+            self._part.replace(self._rejected)
+        discard(self._part)
 
     def run(self, *, last_try: bool) -> Downloaded:
         """Asks for what is missing. Raises Unreachable and CutShort where asking again may help; else as
         `BulkClient.download`.
         """
         before = self._content.wire_bytes
+        self.overloaded = False
         try:
             return self._whole(last_try)
         except ExportError as error:
@@ -146,7 +117,7 @@ class Transfer:
 
     def _whole(self, last_try: bool) -> Downloaded:
         try:
-            with translated(self._file.url):
+            with translated(self._file.url), self._noticing_timeouts():
                 response = self._ask(last_try)
             self._part.replace(self._into)
         except OSError as error:
@@ -157,8 +128,16 @@ class Transfer:
             raise type(error)(f"{self._file.label}: {error.cause}", error.advice) from None
         return self._result(response)
 
-    def _begin_anew(self) -> None:
-        self._content = _Content(self._longest_line)
+    @contextmanager
+    def _noticing_timeouts(self) -> Iterator[None]:
+        try:
+            yield
+        except httpx.TimeoutException:
+            self.overloaded = True
+            raise
+
+    def _begin_anew(self, digests: Sequence[Digest] = ()) -> None:
+        self._content = Content(self._limits, digests, sha256=self._promised.sha256 is not None)
 
     def _ask(self, last_try: bool) -> httpx.Response:
         version = self._content.version
@@ -176,7 +155,7 @@ class Transfer:
             return self._receive_from_start(response, last_try)
 
     @contextmanager
-    def _open(self, version: _Version | None) -> Iterator[httpx.Response]:
+    def _open(self, version: Version | None) -> Iterator[httpx.Response]:
         headers = {"Accept": _NDJSON, "Accept-Encoding": "gzip" if self._compressed else "identity"}
         if version is not None:
             headers["Accept-Encoding"] = "identity"
@@ -186,19 +165,27 @@ class Transfer:
         if self._route.storage is not None:
             url, more = self._route.storage.prepare(url)
             own = dict(more)
+        with ExitStack() as stack:
+            try:
+                response = stack.enter_context(self._stream(url, {**headers, **own}))
+            except _LOST:
+                # A server closes idle connections, also just when one is used again: nothing was answered.
+                response = stack.enter_context(self._stream(url, {**headers, **own}))
+            yield response
+
+    def _stream(self, url: str, headers: dict[str, str]) -> AbstractContextManager[httpx.Response]:
         self._requests += 1
-        with self._exchange.stream(
+        return self._exchange.stream(
             "GET",
             url,
-            {**headers, **own},
+            headers,
             bearer=self._route.bearer,
             elsewhere=True,
             redirects=self._route.storage is None,
             refusal=DownloadRefused,
-        ) as response:
-            yield response
+        )
 
-    def _goes_on(self, response: httpx.Response, version: _Version) -> bool:
+    def _goes_on(self, response: httpx.Response, version: Version) -> bool:
         """Whether the answer is the same version from the next byte on; its end may come early."""
         found = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", "").strip())
         if response.status_code != 206 or found is None:
@@ -212,13 +199,15 @@ class Transfer:
         )
 
     def _receive_from_start(self, response: httpx.Response, last_try: bool) -> httpx.Response:
-        self._begin_anew()
+        whole = response.status_code == 200 and _encoding(response) in _PLAIN
+        self._begin_anew(digests_in(response.headers) if whole else ())
         self._judge(response)
+        self._limits.check_announced(response.headers.get("content-length", ""))
         self._content.version = self._version_of(response)
         self._receive(response, last_try)
         return response
 
-    def _version_of(self, response: httpx.Response) -> _Version | None:
+    def _version_of(self, response: httpx.Response) -> Version | None:
         etag = response.headers.get("etag", "")
         length = response.headers.get("content-length", "")
         ranges = "bytes" in response.headers.get("accept-ranges", "").lower()
@@ -228,7 +217,7 @@ class Transfer:
             return None
         if not _STRONG_ETAG.fullmatch(etag) or not re.fullmatch(r"\d{1,18}", length, re.ASCII):
             return None
-        return _Version(etag, int(length))
+        return Version(etag, int(length))
 
     def _judge(self, response: httpx.Response) -> None:
         status = response.status_code
@@ -236,6 +225,7 @@ class Transfer:
             return
         what = f"{self._file.label} was answered with HTTP {status}"
         if status in (408, 425, 429) or status >= 500:
+            self.overloaded = status in _BUSY
             raise Unreachable(what, "Trying again may help.", retry_after(response.headers))
         if self._route.storage is not None:
             raise _storage_refusal(self._route.storage, what, response)
@@ -252,17 +242,24 @@ class Transfer:
     def _receive(self, response: httpx.Response, last_try: bool) -> None:
         if _encoding(response) not in (*_PLAIN, "gzip", "x-gzip"):
             raise VerificationFailed("the file came in an encoding that was not asked for", "Report it.")
-        content = self._content
+        content, rate = self._content, self._rate()
         with self._part.open("r+b" if content.wire_bytes else "wb") as out:
             out.seek(content.wire_bytes)
-            for chunk in response.iter_raw(BLOCK):
+            for chunk in response.iter_raw():  # as they come: gathered into blocks a slow body would hang
                 out.write(chunk)
                 content.take(chunk)
+                if rate.too_slow_after(len(chunk)):
+                    self.overloaded = True
+                    raise Unreachable(
+                        f"{self._file.label} came with less than {rate.slowest} bytes a second",
+                        "Trying again may help; timeouts.slowest_bytes_per_second says what is too slow.",
+                    )
         if content.version is not None and content.wire_bytes < content.version.total:
             raise Unreachable(f"{self._file.label} came in part only", "Trying again may help.")
         if content.version is not None and content.wire_bytes > content.version.total:
             raise CutShort("more arrived than the server has", "It is fetched anew at the next attempt.")
         content.close()
+        content.require(self._promised)
         if content.inspector.cut and not self._is_whole(response, last_try):
             raise CutShort("the last line is incomplete", "It is fetched anew at the next attempt.")
 

@@ -33,6 +33,8 @@ class Page:
 
     content: dict[str, Any] = field(repr=False)
     expires: str | None
+    size: int = 0
+    """Bytes of its JSON."""
 
 
 def kickoff_refusal(reply: Reply, profile: Profile) -> Throttled:
@@ -144,7 +146,7 @@ def _finished(reply: Reply) -> StatusAnswer | Page:
         )
     outcome = outcome_of(value)
     if outcome is None:
-        return Page(value, reply.headers.get("expires"))
+        return Page(value, reply.headers.get("expires"), len(reply.body))
     if outcome.failed and not outcome.transient:
         return Failed(200, outcome.text)
     return RetryLater(reply.retry_after(), outcome.text)

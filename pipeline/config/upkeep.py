@@ -40,7 +40,8 @@ class Retention(Strict):
 class Notifier(Strict):
     """One address that is told."""
 
-    kind: Literal["webhook"] = "webhook"
+    kind: str = "webhook"
+    """`webhook`, or one that is plugged in (entry point group `fhir_export.notifiers`)."""
     url: SecretReference
     """By reference: whoever knows a webhook's URL may post there."""
     format: Literal["text", "adaptive-card", "json"] = "text"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 from pipeline.errors import ExportError, JobGone, LakeError, StillRunning, Unreachable, VerificationFailed
 from pipeline.exports.facts import AttemptError, Claim, LandedBatch
@@ -78,6 +79,7 @@ def recorded(session: Session, attempt: Attempt) -> Iterator[None]:
 
 
 def _record(session: Session, attempt: Attempt, error: BaseException) -> None:
+    wait = error.retry_after if isinstance(error, Unreachable) else None
     fact = AttemptError(
         at=session.now(),
         # An unexpected error's own text may hold content: only its kind is written down.
@@ -87,6 +89,7 @@ def _record(session: Session, attempt: Attempt, error: BaseException) -> None:
         # Asked too early, or stopped by an operator: no failure of the export.
         counts=isinstance(error, Exception) and not isinstance(error, StillRunning),
         transient=isinstance(error, Unreachable),
+        retry_at=session.now() + timedelta(seconds=wait) if wait else None,
     )
     try:
         session.ledger.write(attempt.export_id, f"attempts/{attempt.number:04d}.error.json", fact)
@@ -121,6 +124,8 @@ def missing_raw(session: Session, source: str, export_id: str, batches: list[Lan
 def _require_not_cancelled(facts: Facts) -> None:
     if "cancelled" in facts.closings and not facts.receipt:
         raise JobGone(f"{facts.label} was cancelled", "Start a new export run")
+    if facts.closings.keys() & {"withdrawing", "withdrawn"}:
+        raise JobGone(f"{facts.label} is withdrawn", "Start a new export run")
 
 
 def _require_bytes(session: Session, facts: Facts) -> None:

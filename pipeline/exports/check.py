@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pipeline.auth.bearer import BearerAuth
     from pipeline.bulkdata.answers import ReadAnswer
     from pipeline.bulkdata.client import BulkClient
+    from pipeline.network.known_hosts import KnownHosts
 
 __all__ = ["Verdict", "check_source", "first_bad"]
 
@@ -49,7 +50,8 @@ _ABOUT_WHO_WE_ARE = re.compile(r"^(invalid_client|invalid_grant|invalid_request)
 
 def check_source(config: Config, source: Source) -> list[Verdict]:
     """Looks at server, capability, key or identity, sign-in address, token, a small read, the group, the
-    export storage, the lake and the clock, in that order; what a source does not need is left out.
+    export storage, the lake and the clock, in that order; what a source does not need is left out. At the end
+    `permissions`, where other users of this machine can read keys, secrets or the lake.
 
     Returns a verdict for each and raises nothing for what it finds. Every request is small and reads only; in
     the lake one probe file is created and removed.
@@ -57,7 +59,7 @@ def check_source(config: Config, source: Source) -> list[Verdict]:
     from pipeline.exports.connection import http_client
 
     course, clocks = Course(), Clocks()
-    with http_client() as http:
+    with http_client(_known_hosts(config, source), source.timeouts) as http:
         clocks.listen(http)
         look = _Looks(config, source, http)
         course.look("server", look.server)
@@ -76,7 +78,26 @@ def check_source(config: Config, source: Source) -> list[Verdict]:
             course.look("export storage", look.export_storage)
     course.look("lake", look.lake)
     course.look("clock", clocks.verdict)
-    return course.verdicts
+    return [*course.verdicts, *_open_to_others(config, source)]
+
+
+def _open_to_others(config: Config, source: Source) -> list[Verdict]:
+    """A verdict only where somebody else on this machine can read what should be private."""
+    from pipeline.exports.file_modes import require_private
+
+    course = Course()
+    course.look("permissions", lambda: require_private(config, source))
+    return [each for each in course.verdicts if each.status != "ok"]
+
+
+def _known_hosts(config: Config, source: Source) -> KnownHosts:
+    from pipeline.exports.connection import known_hosts
+    from pipeline.network.known_hosts import KnownHosts
+
+    try:
+        return known_hosts(config, source)
+    except ExportError:  # the look that it is about will say it
+        return KnownHosts.of([source.fhir_url])
 
 
 def _who(source: Source) -> str:

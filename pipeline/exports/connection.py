@@ -8,7 +8,7 @@ from datetime import timedelta
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from pipeline.config import AzureIdentity, Config, Source
+from pipeline.config import AzureIdentity, Config, Source, Timeouts
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from pipeline.auth.signers import Signer
     from pipeline.auth.tokens import TokenSource
     from pipeline.bulkdata.client import BulkClient
+    from pipeline.bulkdata.limits import Limits
     from pipeline.bulkdata.policy import DownloadPolicy
     from pipeline.bulkdata.profiles import Profile
     from pipeline.bulkdata.storage import StorageAccess
-
-CONNECT_SECONDS = 8.0
-READ_SECONDS = 60.0
+    from pipeline.bulkdata.throttle import Throttle
+    from pipeline.network.known_hosts import KnownHosts
 
 
 def profile_of(source: Source) -> Profile:
@@ -70,12 +70,29 @@ def signer_for(config: Config, source: Source) -> Signer:
     return RotatingSigner(ring_for(config, source))
 
 
-def http_client(connections: int = 32) -> httpx.Client:
-    """TLS verified, redirects left to the callers, who know what may go where."""
+def known_hosts(config: Config, source: Source) -> KnownHosts:
+    """The hosts that the configuration names for this source: they may be inside a network.
+
+    Raises as `download_policy`.
+    """
+    auth = source.auth
+    return download_policy(config, source).known_hosts(source.fhir_url, auth.token_url, auth.authority)
+
+
+def http_client(known: KnownHosts, timeouts: Timeouts | None = None, connections: int = 32) -> httpx.Client:
+    """TLS verified, redirects left to the callers, who know what may go where. `timeouts`: a source's own.
+
+    Hosts that are not `known` must be on the open internet.
+    """
     import httpx
 
-    return httpx.Client(
-        timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
+    from pipeline.network.guarded import guarded_client
+
+    limits = timeouts or Timeouts()
+    return guarded_client(
+        known,
+        head_seconds=limits.answer_seconds,
+        timeout=httpx.Timeout(limits.read_seconds, connect=limits.connect_seconds),
         limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
         follow_redirects=False,
         headers={"User-Agent": "fhir-export"},
@@ -194,7 +211,38 @@ def bulk_client(config: Config, source: Source, http: httpx.Client) -> BulkClien
     """The client of this source over `http`, which brings the sign-in. Raises `ConfigError`."""
     from pipeline.bulkdata.client import BulkClient
 
-    return BulkClient(fhir_base_of(source), http, profile_of(source), download_policy(config, source))
+    return BulkClient(
+        fhir_base_of(source),
+        http,
+        profile_of(source),
+        download_policy(config, source),
+        limits=limits_of(source),
+        throttle=throttle_of(source),
+        answer_seconds=source.timeouts.answer_seconds,
+        slowest=source.timeouts.slowest_bytes_per_second,
+    )
+
+
+def limits_of(source: Source) -> Limits:
+    """What a server may make us store and unpack, in bytes."""
+    from pipeline.bulkdata.limits import Limits
+
+    named = source.downloads.limits
+    return Limits(
+        file_bytes=int(named.file_gigabytes * 10**9),
+        ratio=named.ratio,
+        line_bytes=int(named.line_megabytes * 10**6),
+        files=named.files,
+    )
+
+
+def throttle_of(source: Source) -> Throttle:
+    """The pace of this source's downloads, bound together with those of this machine's other processes."""
+    from pipeline.bulkdata.slots import MachineSlots, runtime_folder
+    from pipeline.bulkdata.throttle import Throttle
+
+    most = source.downloads.concurrency
+    return Throttle(most, slots=MachineSlots(runtime_folder(), most, f"{source.name} {source.fhir_url}"))
 
 
 @dataclass(frozen=True)
@@ -247,7 +295,7 @@ def _secrets_of(source: Source) -> list[str]:
 
 
 def _connect(config: Config, source: Source) -> Connection:
-    http = http_client()
+    http = http_client(known_hosts(config, source), source.timeouts)
     auth = authentication(config, source, http)
     if auth is not None:
         http.auth = auth

@@ -22,6 +22,7 @@ from pipeline.exports.facts import FileRows, LandedBatch, LandedFile, StagedBatc
 from pipeline.exports.quarantine import UNTYPED, Quarantine, quarantine_folder
 from pipeline.exports.session import Session
 from pipeline.exports.strays import StrayLines
+from pipeline.lake.spool import discard
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -89,7 +90,7 @@ class Conversion:
         export_id = self.attempt.export_id
         name = f"export_id={export_id}/part-{self.attempt.number:04d}-{uuid.uuid4().hex}.parquet"
         self.session.lake.put_file(part.path, f"{self.session.table(table)}/{name}")
-        part.path.unlink()
+        discard(part.path)
         known = self._known.get(resource_type)
         self._known[resource_type] = union(known, part.schema, resource_type) if known else part.schema
         return StagedPartFact(

@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict
 from pipeline.exports.owner import Owner
 
 FileKind = Literal["output", "deleted", "error"]
+Cause = Literal["", "gone", "failed", "deadline"]
+"""What ended an export without data; only the named ones are asked again by themselves."""
 
 
 class Fact(BaseModel):
@@ -67,10 +69,46 @@ class ManifestFact(Fact):
 
 
 class ClosingFact(Fact):
-    """The end without a receipt: held, gone, rejected, cancelled, withdrawn; and released after one."""
+    """The end without a receipt: held, gone, rejected, cancelled, withdrawn; and released after one.
+
+    Held again after a retry: `held-0002.json`.
+    """
 
     reason: str
     advice: str = ""
+    cause: Cause = ""
+
+
+class Retry(Fact):
+    """An operator lets a held export be tried again (`retries/0001.json`, by the number of the `held` fact).
+
+    For one that is published although part was missing: takes it as it is.
+    """
+
+    owner: Owner
+    after_attempt: int
+    """Failures up to this attempt count no more."""
+    accept_partial: bool = False
+
+
+class Successor(Fact):
+    """In an export that ended without data (`successor.json`): the export run that asks again."""
+
+    export_id: str
+
+
+class Succeeds(Fact):
+    """In an export run that asks again (`succeeds.json`): for which one, and how many-th of the chain."""
+
+    export_id: str
+    number: int
+    reason: str = ""
+
+
+class LookFact(Fact):
+    """Trouble with the status request (`looks/0001.json`): once for each reason, a handful per export."""
+
+    reason: str
 
 
 class Claim(Fact):
@@ -90,6 +128,8 @@ class AttemptError(Fact):
     counts: bool = True
     """False when it was no failure of the export: asked too early, or taken over."""
     transient: bool = False
+    retry_at: datetime | None = None
+    """When the server wants to be asked again, where it said so."""
 
 
 class LandedFile(BaseModel):
@@ -246,6 +286,8 @@ class Publication(Fact):
     """Lines in quarantine of which no table can be told: no resource type, in a file that declares none."""
     quarantine: tuple[str, ...] = ()
     """The quarantine files that count, from the lake's root."""
+    partial: tuple[str, ...] = ()
+    """Why part of the data is missing, by comparison with an earlier export."""
 
     @property
     def quarantined(self) -> int:
@@ -271,6 +313,10 @@ class Receipt(Fact):
     """Resources named in the manifest's `deleted` files."""
     error_entries: dict[str, int]
     """OperationOutcome issues in the manifest's `error` files, by severity."""
+    error_codes: tuple[str, ...] = ()
+    """The first few different `issue.code`s there; never their texts."""
+    partial: tuple[str, ...] = ()
+    """Why part of the data is missing: errors of the server, or fewer lines than an earlier export had."""
     quarantined_untyped: int = 0
     quarantine: tuple[str, ...] = ()
     """The quarantine files that count, from the lake's root; others there are of attempts that failed."""

@@ -101,15 +101,22 @@ def wanted_names(source: Source, tables: Mapping[str, TableCounts]) -> dict[str,
 
 def standing(session: Session, export_id: str, names: Mapping[str, Sequence[str]]) -> dict[str, int | None]:
     """Flat table -> its rows of that export; None where it is missing, stale or cannot be read."""
-    found: dict[str, int | None] = {}
+    found = current_partitions(session, export_id, names)
+    return {table: current.rows if current else None for table, current in found.items()}
+
+
+def current_partitions(
+    session: Session, export_id: str, names: Mapping[str, Sequence[str]]
+) -> dict[str, FlatPartition | None]:
+    """Flat table -> its partition of that export; None where it is missing, stale or cannot be read."""
+    found: dict[str, FlatPartition | None] = {}
     for resource_type, tables in names.items():
         for table in tables:
             try:
                 origin = _committed(session, table_name(resource_type), export_id)
-                current = _current(session, export_id, resource_type, table, origin) if origin else None
+                found[table] = _current(session, export_id, resource_type, table, origin) if origin else None
             except LakeError:
-                current = None
-            found[table] = current.rows if current else None
+                found[table] = None
     return found
 
 

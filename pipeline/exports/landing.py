@@ -14,11 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.errors import DownloadRefused, StillRunning
+from pipeline.errors import DownloadRefused, StillRunning, VerificationFailed
 from pipeline.exports.attempt import Attempt
 from pipeline.exports.facts import LandedBatch, LandedFile
 from pipeline.exports.manifests import FileKey, LiveManifest, without_query
+from pipeline.exports.rejected import Rejection, keep_rejected
 from pipeline.exports.session import Session
+from pipeline.lake.spool import discard
 
 if TYPE_CHECKING:
     from pipeline.bulkdata.downloads import Downloaded
@@ -75,7 +77,7 @@ def land(
         try:
             while waiting or flying:
                 while waiting and len(flying) < ahead:
-                    flying.append(pool.submit(_fetch, session, live, waiting.popleft(), spool))
+                    flying.append(pool.submit(_fetch, session, attempt, live, waiting.popleft(), spool))
                 pack.add(flying.popleft().result())
                 if pack.full or not (waiting or flying):
                     yield from _close(session, attempt, batch_type, pack, spool)
@@ -85,23 +87,34 @@ def land(
                 future.cancel()
 
 
-def _fetch(session: Session, live: LiveManifest, key: FileKey, spool: Path) -> _Arrived:
+def _fetch(session: Session, attempt: Attempt, live: LiveManifest, key: FileKey, spool: Path) -> _Arrived:
     """One file into the spool; a refused URL is replaced once by that of a fresh manifest (fact 30)."""
     path = spool / f"{key[0]}-{key[1]:06d}"
     file, requires_token = live.file(key)
     try:
-        downloaded = session.client.download(file, requires_token, path)
+        return _download(session, attempt, file, requires_token, path)
     except DownloadRefused:
         live.expire(file)
         file, requires_token = live.file(key)
-        downloaded = session.client.download(file, requires_token, path)
-    return _Arrived(file, path, downloaded, _verified(session, file, downloaded))
+        return _download(session, attempt, file, requires_token, path)
 
 
-def _verified(session: Session, file: ManifestFile, downloaded: Downloaded) -> tuple[str, ...]:
+def _download(
+    session: Session, attempt: Attempt, file: ManifestFile, requires_token: bool | None, path: Path
+) -> _Arrived:
+    """One file, verified; what arrived of one that fails is kept for people to look at."""
     from pipeline.bulkdata.downloads import verify
 
-    return tuple(verify(downloaded, file, session.source.on_count_mismatch))
+    rejected = path.with_name(f"{path.name}.rejected")
+    downloaded: Downloaded | None = None
+    try:
+        downloaded = session.client.download(file, requires_token, path, rejected=rejected)
+        return _Arrived(
+            file, path, downloaded, tuple(verify(downloaded, file, session.source.on_count_mismatch))
+        )
+    except VerificationFailed as error:
+        rejection = Rejection(attempt.export_id, attempt.number, file, error, downloaded)
+        raise keep_rejected(session, rejection, rejected if downloaded is None else path) from None
 
 
 def _close(
@@ -130,7 +143,7 @@ def _close(
     try:
         yield batch, raw
     finally:
-        raw.unlink(missing_ok=True)
+        discard(raw)
 
 
 def _join(pack: _Pack, spool: Path) -> tuple[Path, list[LandedFile]]:
@@ -146,7 +159,7 @@ def _join(pack: _Pack, spool: Path) -> tuple[Path, list[LandedFile]]:
             if not only:
                 with each.path.open("rb") as source:
                     shutil.copyfileobj(source, target, 1 << 20)
-                each.path.unlink()
+                discard(each.path)
             files.append(_landed_file(each, offset))
             offset += each.downloaded.wire_bytes
     return raw, files

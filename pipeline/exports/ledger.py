@@ -6,8 +6,9 @@ Layout: `<source>/exports/<export_id>/...` (design, The lake).
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import TypeVar
 
 from pydantic import ValidationError
@@ -21,22 +22,27 @@ from pipeline.exports.facts import (
     Intent,
     IntentError,
     LandedBatch,
+    LookFact,
     ManifestFact,
     Publication,
     Receipt,
     Request,
+    Retry,
     StagedBatch,
+    Succeeds,
+    Successor,
 )
 from pipeline.exports.identity import is_export_id
 from pipeline.lake.lake import Lake
 
 F = TypeVar("F", bound=Fact)
 
-CLOSINGS = ("held", "gone", "rejected", "cancelled", "withdrawn")
+CLOSINGS = ("withdrawn", "withdrawing", "cancelled", "gone", "rejected", "held")
+"""Ends without a receipt; where there are several, the first of these counts."""
 
 _INTENT = re.compile(r"^intent(?:-(\d{4}))?\.json$")
 _INTENT_ERROR = re.compile(r"^intent-(\d{4})\.error\.json$")
-_NUMBERED = re.compile(r"^(attempts|receipts|published)/(\d{4})\.json$")
+_HELD = re.compile(r"^held(?:-(\d{4}))?\.json$")
 _BATCH = re.compile(r"(?:^|/)(?P<type>[^/]+)-\d{6,}\.json$")
 _ATTEMPT_ERROR = re.compile(r"^attempts/(\d{4})\.error\.json$")
 
@@ -57,6 +63,15 @@ class Facts:
     receipts: tuple[Receipt, ...] = ()
     released: ClosingFact | None = None
     closings: Mapping[str, ClosingFact] = field(default_factory=dict)
+    """Those in force, by state: `held` only where no retry answers it."""
+    helds: Mapping[int, ClosingFact] = field(default_factory=dict)
+    retries: Mapping[int, Retry] = field(default_factory=dict)
+    """A retry answers the `held` of its number."""
+    successor: Successor | None = None
+    successor_opened: bool = False
+    """Whether the export run that asks again knows of it: written last, so all of it is there."""
+    succeeds: Succeeds | None = None
+    looks: tuple[LookFact, ...] = ()
     raw_dropped: bool = False
     damaged: tuple[str, ...] = ()
     """Names of facts that cannot be read: never the same as absent."""
@@ -74,6 +89,20 @@ class Facts:
     def settled_attempt(self) -> int:
         """The attempt of the last receipt; parts staged by it or before are live and never used again."""
         return self.receipt.attempt if self.receipt else 0
+
+    @property
+    def last_retry(self) -> Retry | None:
+        return self.retries[max(self.retries)] if self.retries else None
+
+    @property
+    def forgiven_attempt(self) -> int:
+        """Failures up to this attempt count no more: they are behind a receipt, or behind a retry."""
+        return max(self.settled_attempt, self.last_retry.after_attempt if self.last_retry else 0)
+
+    @property
+    def taken_as_it_is(self) -> bool:
+        """Whether an operator accepted that part is missing."""
+        return any(retry.accept_partial for retry in self.retries.values())
 
     @property
     def label(self) -> str:
@@ -97,47 +126,42 @@ class Ledger:
     def read(self, export_id: str) -> Facts:
         """All that is known; an export without any fact gives empty `Facts`. Raises `LakeError`."""
         names = self.lake.sizes(self.folder(export_id))
-        reader = _Reader(self.lake, self.folder(export_id))
-        intents: dict[int, Intent] = {}
-        intent_errors: dict[int, IntentError] = {}
-        claims: dict[int, Claim] = {}
-        attempt_errors: dict[int, AttemptError] = {}
-        publications: dict[int, Publication] = {}
-        receipts: dict[int, Receipt] = {}
-        closings: dict[str, ClosingFact] = {}
-        for name in sorted(names):
-            if match := _INTENT.match(name):
-                _keep(intents, int(match[1] or 1), reader.fact(name, Intent))
-            elif match := _INTENT_ERROR.match(name):
-                _keep(intent_errors, int(match[1]), reader.fact(name, IntentError))
-            elif match := _ATTEMPT_ERROR.match(name):
-                _keep(attempt_errors, int(match[1]), reader.fact(name, AttemptError))
-            elif match := _NUMBERED.match(name):
-                number = int(match[2])
-                if match[1] == "attempts":
-                    _keep(claims, number, reader.fact(name, Claim))
-                elif match[1] == "published":
-                    _keep(publications, number, reader.fact(name, Publication))
-                else:
-                    _keep(receipts, number, reader.fact(name, Receipt))
-            elif name.removesuffix(".json") in CLOSINGS:
-                _keep(closings, name.removesuffix(".json"), reader.fact(name, ClosingFact))
-        return Facts(
+        reader = _Reader(self.lake, self.folder(export_id), sorted(names))
+        helds = reader.numbered(_HELD, ClosingFact)
+        retries = reader.numbered(_in("retries"), Retry)
+        closings = {
+            state: reader.named(f"{state}.json", ClosingFact) for state in CLOSINGS if state != "held"
+        }
+        if helds and max(helds) > max(retries, default=0):
+            closings["held"] = helds[max(helds)]
+        successor = reader.named("successor.json", Successor)
+        facts = Facts(
             source=self.source,
             export_id=export_id,
-            intents=_in_order(intents),
-            intent_errors=intent_errors,
-            request=reader.fact("request.json", Request) if "request.json" in names else None,
-            manifest=reader.fact("manifest.json", ManifestFact) if "manifest.json" in names else None,
-            claims=_in_order(claims),
-            attempt_errors=attempt_errors,
-            publications=_in_order(publications),
-            receipts=_in_order(receipts),
-            released=reader.fact("released.json", ClosingFact) if "released.json" in names else None,
-            closings=closings,
+            intents=_in_order(reader.numbered(_INTENT, Intent)),
+            intent_errors=reader.numbered(_INTENT_ERROR, IntentError),
+            request=reader.named("request.json", Request),
+            manifest=reader.named("manifest.json", ManifestFact),
+            claims=_in_order(reader.numbered(_in("attempts"), Claim)),
+            attempt_errors=reader.numbered(_ATTEMPT_ERROR, AttemptError),
+            publications=_in_order(reader.numbered(_in("published"), Publication)),
+            receipts=_in_order(reader.numbered(_in("receipts"), Receipt)),
+            released=reader.named("released.json", ClosingFact),
+            closings={state: fact for state, fact in closings.items() if fact is not None},
+            helds=helds,
+            retries=retries,
+            successor=successor,
+            successor_opened=successor is not None and self._knows_of(successor, export_id),
+            succeeds=reader.named("succeeds.json", Succeeds),
+            looks=_in_order(reader.numbered(_in("looks"), LookFact)),
             raw_dropped="raw-dropped.json" in names,
-            damaged=tuple(reader.damaged),
         )
+        return replace(facts, damaged=tuple(sorted(reader.damaged)))
+
+    def _knows_of(self, successor: Successor, export_id: str) -> bool:
+        if not is_export_id(successor.export_id) or successor.export_id == export_id:
+            return True  # not written by us: nothing is opened for it
+        return self.lake.read(f"{self.folder(successor.export_id)}/succeeds.json") is not None
 
     def landed(self, export_id: str, batch_type: str | None = None) -> list[LandedBatch]:
         """The batches whose bytes are in the lake, by type and number; all, or those of one type.
@@ -192,10 +216,22 @@ class Ledger:
 
 
 class _Reader:
-    def __init__(self, lake: Lake, folder: str) -> None:
+    """Reads facts of one export run; `names` are those that are there. What is damaged is remembered."""
+
+    def __init__(self, lake: Lake, folder: str, names: Sequence[str] = ()) -> None:
         self.lake = lake
         self.folder = folder
+        self.names = names
         self.damaged: list[str] = []
+
+    def numbered(self, pattern: re.Pattern[str], model: type[F]) -> dict[int, F]:
+        """Facts by the number in their names; the first one may have none."""
+        matches = [(match, name) for name in self.names if (match := pattern.fullmatch(name))]
+        found = {int(match[1] or 1): self.fact(name, model) for match, name in matches}
+        return {number: fact for number, fact in found.items() if fact is not None}
+
+    def named(self, name: str, model: type[F]) -> F | None:
+        return self.fact(name, model) if name in self.names else None
 
     def fact(self, name: str, model: type[F]) -> F | None:
         data = self.lake.read(f"{self.folder}/{name}")
@@ -208,9 +244,9 @@ class _Reader:
             return None
 
 
-def _keep(into: dict[int, F] | dict[str, F], key: int | str, fact: F | None) -> None:
-    if fact is not None:
-        into[key] = fact  # type: ignore[index]
+@cache
+def _in(folder: str) -> re.Pattern[str]:
+    return re.compile(rf"{folder}/(\d{{4}})\.json")
 
 
 def _in_order(numbered: Mapping[int, F]) -> tuple[F, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.exports.attempt import Attempt
@@ -89,8 +89,26 @@ def write_lineage(
     staged: Sequence[StagedBatch],
 ) -> None:
     """Replaces this export's rows of `_lineage`."""
+    import pyarrow as pa
+
+    schema = lineage_schema()
     became = {file.name: (batch, file) for batch in staged for file in batch.files}
-    rows = [
+    # A table for each batch: the rows of all files as Python objects would be the peak of a run's memory.
+    tables = [
+        pa.Table.from_pylist(_lineage_rows(session, attempt, manifest, batch, became), schema=schema)
+        for batch in landed
+    ]
+    _replace(session, attempt, "_lineage", pa.concat_tables([schema.empty_table(), *tables]))
+
+
+def _lineage_rows(
+    session: Session,
+    attempt: Attempt,
+    manifest: Manifest,
+    batch: LandedBatch,
+    became: Mapping[str, tuple[StagedBatch, FileRows]],
+) -> list[dict[str, Any]]:
+    return [
         {
             "source_file": file.name,
             "kind": file.kind,
@@ -113,16 +131,16 @@ def write_lineage(
             "attempt": attempt.number,
             "dagster_run_id": session.owner.run_id,
         }
-        for batch in landed
         for file in batch.files
     ]
-    _replace(session, attempt, "_lineage", rows, lineage_schema())
 
 
 def write_exports_row(
     session: Session, attempt: Attempt, manifest: Manifest, publication: Publication
 ) -> None:
     """Lists the export as whole; called after the last table's commit."""
+    import pyarrow as pa
+
     from pipeline.auth.origins import printable
 
     facts = attempt.facts
@@ -150,7 +168,7 @@ def write_exports_row(
         "attempt": attempt.number,
         "dagster_run_id": session.owner.run_id,
     }
-    _replace(session, attempt, "_exports", [row], exports_schema())
+    _replace(session, attempt, "_exports", pa.Table.from_pylist([row], schema=exports_schema()))
 
 
 def _became(file: LandedFile, batch: StagedBatch | None, counts: FileRows | None) -> dict[str, Any]:
@@ -182,11 +200,7 @@ def _warnings(batch: StagedBatch, counts: FileRows) -> list[str]:
     return found
 
 
-def _replace(
-    session: Session, attempt: Attempt, table: str, rows: list[dict[str, Any]], schema: pa.Schema
-) -> None:
-    import pyarrow as pa
-
+def _replace(session: Session, attempt: Attempt, table: str, rows: pa.Table) -> None:
     from pipeline.tables.delta import write_small_partition
 
     def put(local: Path, path: str) -> None:
@@ -198,7 +212,7 @@ def _replace(
             export_id=attempt.export_id,
             attempt=attempt.number,
             replaces_after=attempt.facts.settled_attempt,
-            table=pa.Table.from_pylist(rows, schema=schema),
+            table=rows,
             put=put,
             spool=spool,
             storage_options=session.lake.storage_options,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from threading import Lock
@@ -21,9 +21,11 @@ from pipeline.errors import (
 )
 from pipeline.exports.attempt import Attempt, landed_whole
 from pipeline.exports.closing import close
-from pipeline.exports.facts import FileKind, ManifestFact
+from pipeline.exports.facts import Cause, FileKind, ManifestFact
 from pipeline.exports.request import require_request
 from pipeline.exports.session import Session
+from pipeline.exports.state import deadline_of
+from pipeline.exports.tidying import give_back
 
 if TYPE_CHECKING:
     from pipeline.bulkdata.answers import StatusAnswer
@@ -127,28 +129,47 @@ def open_manifest(session: Session, attempt: Attempt) -> Manifest:
 
 
 def ask_for_manifest(session: Session, attempt: Attempt) -> Manifest:
-    """Reads the status, which must be complete by now; writes down when the job is over without a result."""
+    """Reads the status, which must be complete by now; writes down when the job is over without a result.
+
+    Past the deadline every other answer, and none, ends the export (protocol fact 25).
+    """
     from pipeline.bulkdata.answers import Complete, Failed, Gone, InProgress, RetryLater
 
     facts = attempt.facts
-    answer = _patient_status(session, require_request(facts).status_url)
+    try:
+        answer = _patient_status(session, require_request(facts).status_url)
+    except VerificationFailed:
+        raise  # an answer, though no manifest: the job is over
+    except ExportError as error:
+        _end_if_overdue(session, attempt, f"the last status request failed: {error.cause}")
+        raise
     if isinstance(answer, Complete):
         return answer.manifest
     if isinstance(answer, RetryLater):
+        _end_if_overdue(session, attempt, f"the last answer was {answer.reason}")
         raise Unreachable(f"the server puts us off: {answer.reason}", "", answer.retry_after)
     if isinstance(answer, InProgress):
-        if is_overdue(session, attempt):
-            cancel_export(session, attempt.export_id, f"not ready within {session.source.deadline_hours:g} h")
-            raise JobFailed("the export was not ready before its deadline and was cancelled", _ASK_AGAIN)
+        _end_if_overdue(session, attempt, "the server still works on it")
         raise StillRunning(f"the server still works on {facts.label}", "It is ingested when it is ready")
     if isinstance(answer, Gone):
         reason = f"the server does not know the job any more (HTTP {answer.http_status})"
-        close(session, attempt.export_id, "gone", reason)
+        close(session, attempt.export_id, "gone", reason, cause="gone")
         raise JobGone(reason, _ASK_AGAIN)
     assert isinstance(answer, Failed)  # noqa: S101 - for the type checker: nothing else is left
     reason = f"the server ended the job with HTTP {answer.http_status}: {answer.reason}"
-    close(session, attempt.export_id, "gone", reason)
+    close(session, attempt.export_id, "gone", reason, cause="failed")
     raise JobFailed(reason, _ASK_AGAIN)
+
+
+def _end_if_overdue(session: Session, attempt: Attempt, last: str) -> None:
+    """Cancels an export that had no manifest before its deadline. Raises `JobFailed` then."""
+    # Read anew: the attempt may have stored the manifest itself since.
+    if not is_overdue(session, attempt) or session.ledger.read(attempt.export_id).manifest is not None:
+        return
+    reason = f"not ready within {session.source.deadline_hours:g} h; {last}"
+    problem = cancel_export(session, attempt.export_id, reason, "deadline")
+    left = f"; the job may still run on the server: {problem.cause}" if problem else ""
+    raise JobFailed(f"the export was cancelled: {reason}{left}", _ASK_AGAIN)
 
 
 def _patient_status(session: Session, url: str) -> StatusAnswer:
@@ -170,52 +191,60 @@ _ASK_AGAIN = "A new export run asks for everything again"
 
 def is_overdue(session: Session, attempt: Attempt) -> bool:
     """Whether the deadline of the export has passed."""
-    return session.now() > require_request(attempt.facts).at + session.policy.deadline
+    request = require_request(attempt.facts)
+    return session.now() > deadline_of(attempt.facts, request, session.policy)
 
 
-def cancel_export(session: Session, export_id: str, reason: str) -> ExportError | None:
+def cancel_export(session: Session, export_id: str, reason: str, cause: Cause = "") -> ExportError | None:
     """Closes the export, then DELETEs the job; returns why the server did not confirm, if it did not.
 
     In this order a run that ingests meanwhile sees the end before the job is gone. Raises `ConfigError` when
     there is nothing to cancel, or when a receipt was quicker.
     """
     facts = session.ledger.read(export_id)
-    url = require_request(facts).status_url
-    close(session, export_id, "cancelled", reason)
+    require_request(facts)
+    close(session, export_id, "cancelled", reason, cause=cause)
     if session.ledger.read(export_id).receipt is not None:
         raise ConfigError(f"{facts.label} was published meanwhile", "There is nothing to cancel any more")
-    try:
-        session.client.delete(url)
-    except ExportError as error:
-        return error
-    return None
+    return give_back(session, facts)
 
 
 def match(stored: Sequence[ManifestFile], live: Sequence[ManifestFile]) -> dict[FileKey, ManifestFile]:
     """Which live file is which stored one: by list, type, URL without query and count, else by position.
 
-    Raises `VerificationFailed` when a file vanished, appeared, or changed its type or count.
+    Raises `VerificationFailed` when a file vanished, appeared, or changed its type or count. Position counts
+    only between files whose URL neither side knows: it must not hand out one file's bytes for another's.
     """
+    if len(stored) != len(live):
+        how = f"{len(stored)} files at first, {len(live)} now"
+        raise _changed(how, "when the server is done changing it")
     by_key: dict[tuple[object, ...], list[ManifestFile]] = defaultdict(list)
     for file in live:
         by_key[_identity(file)].append(file)
-    if Counter(map(_identity, stored)) == Counter({key: len(files) for key, files in by_key.items()}):
-        return {(file.kind, file.index): by_key[_identity(file)].pop(0) for file in stored}
-    places = {(file.kind, file.index): file for file in live}
-    if len(stored) != len(live) or any((file.kind, file.index) not in places for file in stored):
-        raise VerificationFailed(
-            f"the manifest has changed: {len(stored)} files at first, {len(live)} now",
-            "Nothing is published; start a new export run when the server is done changing it",
-        )
+    found: dict[FileKey, ManifestFile] = {}
     for file in stored:
-        other = places[file.kind, file.index]
-        if (file.type, file.count) != (other.type, other.count):
-            raise VerificationFailed(
-                f"the manifest has changed: {file.kind} file {file.index} was {file.type} with "
-                f"{file.count} lines, and is {other.type} with {other.count} now",
-                "Nothing is published; start a new export run",
-            )
-    return {(file.kind, file.index): places[file.kind, file.index] for file in stored}
+        if by_key[_identity(file)]:
+            found[file.kind, file.index] = by_key[_identity(file)].pop(0)
+    left = {(file.kind, file.index): file for files in by_key.values() for file in files}
+    for file in stored:
+        if (file.kind, file.index) not in found:
+            found[file.kind, file.index] = _at_position(file, left)
+    return found
+
+
+def _at_position(file: ManifestFile, left: dict[FileKey, ManifestFile]) -> ManifestFile:
+    other = left.get((file.kind, file.index))
+    was = f"{file.kind} file {file.index} was {file.type} with {file.count} lines, and is"
+    if other is None:
+        raise _changed(f"{was} not to be found now")
+    if (file.type, file.count) != (other.type, other.count):
+        raise _changed(f"{was} {other.type} with {other.count} now")
+    return other
+
+
+def _changed(how: str, when: str = "") -> VerificationFailed:
+    advice = f"Nothing is published; start a new export run {when}".rstrip()
+    return VerificationFailed(f"the manifest has changed: {how}", advice)
 
 
 def _identity(file: ManifestFile) -> tuple[object, ...]:

@@ -8,35 +8,16 @@ from datetime import UTC, datetime, timedelta
 
 from pipeline.config import Config, Source
 from pipeline.errors import ConfigError
+from pipeline.exports.advice import in_words
 from pipeline.exports.facts import TableCounts
 from pipeline.exports.flattening import standing, wanted_names
+from pipeline.exports.history import Event, history
 from pipeline.exports.identity import require_export_id
 from pipeline.exports.ledger import Facts, Ledger
 from pipeline.exports.owner import Owner, this_process
 from pipeline.exports.session import Session
-from pipeline.exports.state import (
-    Busy,
-    Closed,
-    Damaged,
-    Hold,
-    Ingest,
-    KickOff,
-    Poll,
-    Reject,
-    Step,
-    Tidy,
-    describe,
-)
+from pipeline.exports.state import describe
 
-_NEW_RUN = "nothing; a new export run asks for everything again"
-_AFTER_CLOSING = {
-    "published": "nothing",
-    "withdrawn": "nothing",
-    "held": "remove the cause, then materialize its partition again; the schedule goes on without it",
-    "gone": _NEW_RUN,
-    "rejected": _NEW_RUN,
-    "cancelled": _NEW_RUN,
-}
 _SHOWN_PARAMETERS = ("level", "group", "types", "since", "until", "elements")
 
 
@@ -81,14 +62,6 @@ class ExportSummary:
 
 
 @dataclass(frozen=True)
-class Event:
-    """Something that happened to an export run."""
-
-    at: datetime
-    what: str
-
-
-@dataclass(frozen=True)
 class ExportDetails:
     """All that is known of one export run and may be shown: no URL with a query, no content."""
 
@@ -101,6 +74,10 @@ class ExportDetails:
     files: int | None
     deleted: int | None
     error_entries: Mapping[str, int]
+    error_codes: tuple[str, ...]
+    """The first few different issue codes in the server's error files."""
+    chain: tuple[str, ...]
+    """The export run that this one asks again for, and the one that asks again for it."""
     quarantine: tuple[str, ...]
     """The files that name the bad lines, from the lake's root."""
     flat: Mapping[str, int | None]
@@ -121,6 +98,8 @@ class ExportDetails:
             "files": self.files,
             "deleted": self.deleted,
             "error_entries": dict(self.error_entries),
+            "error_codes": list(self.error_codes),
+            "chain": list(self.chain),
             "quarantine": list(self.quarantine),
             "flat_tables": dict(sorted(self.flat.items())),
             "history": [{"at": event.at.isoformat(), "what": event.what} for event in self.history],
@@ -151,7 +130,7 @@ def summary(session: Session, facts: Facts) -> ExportSummary:
         export_id=facts.export_id,
         state=state,
         reason=reason,
-        next_step=in_words(step, now),
+        next_step=in_words(step, now, facts),
         age=max(now - _moment_of(facts.export_id), timedelta(0)),
         tables=facts.receipt.tables if facts.receipt else {},
         quarantined=facts.receipt.quarantined if facts.receipt else 0,
@@ -177,6 +156,8 @@ def details(session: Session, export_id: str) -> ExportDetails:
         files=receipt.files if receipt else None,
         deleted=receipt.deleted if receipt else None,
         error_entries=receipt.error_entries if receipt else {},
+        error_codes=receipt.error_codes if receipt else (),
+        chain=tuple(_chain(facts)),
         quarantine=receipt.quarantine if receipt else (),
         flat=standing(session, export_id, wanted_names(session.source, receipt.tables)) if receipt else {},
         history=history(facts),
@@ -184,61 +165,11 @@ def details(session: Session, export_id: str) -> ExportDetails:
     )
 
 
-def history(facts: Facts) -> tuple[Event, ...]:
-    """What happened, in the order of time."""
-    return tuple(sorted(_events(facts), key=lambda event: event.at))
-
-
-def _events(facts: Facts) -> Iterator[Event]:
-    for intent in facts.intents:
-        yield Event(intent.at, f"kick-off request {intent.number} by run {intent.owner.run_id}")
-    for number, refused in facts.intent_errors.items():
-        yield Event(refused.at, f"kick-off request {number} brought no job: {refused.reason}")
-    if facts.request:
-        yield Event(facts.request.at, f"accepted by the server (request {facts.request.intent})")
-    if facts.manifest:
-        yield Event(facts.manifest.at, f"manifest stored, transactionTime {facts.manifest.transaction_time}")
-    for claim in facts.claims:
-        yield Event(claim.at, f"ingest attempt {claim.number} by run {claim.owner.run_id}")
-    for number, failed in facts.attempt_errors.items():
-        yield Event(failed.at, f"attempt {number} failed ({failed.kind}): {failed.reason}")
-    for publication in facts.publications:
-        yield Event(publication.at, f"tables committed by attempt {publication.attempt}")
-    for receipt in facts.receipts:
-        bad = f", {receipt.quarantined} lines in quarantine" if receipt.quarantined else ""
-        yield Event(receipt.at, f"receipt of attempt {receipt.attempt}: {receipt.rows} rows verified{bad}")
-    for name, closing in facts.closings.items():
-        yield Event(closing.at, f"{name}: {closing.reason}")
-    if facts.released:
-        yield Event(facts.released.at, f"released on the server: {facts.released.reason}")
-
-
-def in_words(step: Step, now: datetime) -> str:
-    """What is next, in words for the person on duty."""
-    match step:
-        case Damaged():
-            return "restore the damaged facts from a backup"
-        case KickOff(number, _, at):
-            return f"kick-off request {number}{_when(at, now)}"
-        case Poll(overdue):
-            return "ask the server once more, then cancel" if overdue else "ask the server how far it is"
-        case Busy(owner, what):
-            return f"wait for run {owner.run_id} ({what})"
-        case Ingest(attempt, _, at):
-            return f"ingest, attempt {attempt}{_when(at, now)}"
-        case Hold():
-            return "hold it, so that the schedule goes on"
-        case Reject(_, advice):
-            return f"give it up. {advice}" if advice else "give it up"
-        case Tidy(release, drop_raw):
-            work = ["release the job on the server"] * release + ["drop the raw bytes"] * drop_raw
-            return " and ".join(work)
-        case Closed(state):
-            return _AFTER_CLOSING.get(state, "nothing")
-
-
-def _when(at: datetime | None, now: datetime) -> str:
-    return f" at {at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC" if at is not None and at > now else ""
+def _chain(facts: Facts) -> Iterator[str]:
+    if facts.succeeds:
+        yield f"asks again for {facts.succeeds.export_id}, number {facts.succeeds.number} in a row"
+    if facts.successor:
+        yield f"asked again by {facts.successor.export_id}"
 
 
 def find_export(config: Config, text: str) -> tuple[Source, str]:

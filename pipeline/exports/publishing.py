@@ -7,11 +7,13 @@ since the last receipt are left as they are (design, Tables).
 from __future__ import annotations
 
 import uuid
+from collections import Counter
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.errors import VerificationFailed
+from pipeline.exports import partial as partial_rules
 from pipeline.exports.acceptance import in_words, objections
 from pipeline.exports.attempt import Attempt, require_claim
 from pipeline.exports.closing import close
@@ -19,6 +21,7 @@ from pipeline.exports.facts import LandedBatch, Publication, StagedBatch, Staged
 from pipeline.exports.foreign_files import foreign_files
 from pipeline.exports.lineage import write_exports_row, write_lineage
 from pipeline.exports.quarantine import UNTYPED
+from pipeline.exports.request import require_request
 from pipeline.exports.session import Session
 from pipeline.exports.sidecars import read_sidecars
 from pipeline.exports.staging import SIDECARS, tables_of, usable_stagings
@@ -55,7 +58,9 @@ def publish(session: Session, attempt: Attempt, manifest: Manifest, expected: Se
         _prepare(session, attempt, table, resource_type, staged)
         for table, resource_type in _tables(manifest, expected, staged).items()
     ]
-    read_sidecars(session, landed)  # what cannot be understood must fail before anything is visible
+    sidecars = read_sidecars(session, landed)  # what cannot be understood fails before anything is visible
+    partial = _compared(session, attempt, staged)
+    _require_whole(session, attempt, [*partial_rules.missing_errors(sidecars.spoiling), *partial])
     require_claim(session, attempt)
     tables = {each.table: _commit(session, attempt, each) for each in ready}
     publication = Publication(
@@ -65,6 +70,7 @@ def publish(session: Session, attempt: Attempt, manifest: Manifest, expected: Se
         tables=tables,
         quarantined_untyped=_bad_in(staged, UNTYPED),
         quarantine=tuple(part.path for batch in staged for part in batch.quarantine),
+        partial=tuple(partial),
     )
     write_lineage(session, attempt, manifest, landed, staged)
     write_exports_row(session, attempt, manifest, publication)
@@ -110,8 +116,46 @@ def _require_acceptable(session: Session, attempt: Attempt, staged: Sequence[Sta
     require_claim(session, attempt)
     cause = in_words(found)
     advice = (
-        f"{found[0].path} in the lake names the lines. To do without them raise max_quarantined and ingest "
-        f"partition {attempt.export_id} again: nothing is downloaded anew"
+        f"{found[0].path} in the lake names the lines. To do without them raise max_quarantined, then "
+        f"`fhir-export retry {attempt.facts.label}`: nothing is downloaded anew"
+    )
+    close(session, attempt.export_id, "held", cause, advice)
+    raise VerificationFailed(cause, advice)
+
+
+def _compared(session: Session, attempt: Attempt, staged: Sequence[StagedBatch]) -> list[str]:
+    """What is missing beside the newest export that it can be measured by, in words."""
+    below, facts = session.profile.partial_below, attempt.facts
+    if below is None or not partial_rules.is_full(facts):
+        return []
+    request = require_request(facts)
+    wanted = next(each.fingerprint for each in facts.intents if each.number == request.intent)
+    lines = Counter[str]()
+    for batch in staged:
+        for file in batch.files:
+            lines.update(batch.tables_of(file))
+            lines.update(file.bad)
+    for export_id in reversed(session.ledger.export_ids()):
+        if export_id == attempt.export_id:
+            continue
+        earlier = session.ledger.read(export_id)
+        if earlier.receipt and partial_rules.is_measure(earlier, wanted):
+            before = partial_rules.lines_of(earlier.receipt)
+            return partial_rules.in_words(partial_rules.shrunken(before, lines, below), export_id)
+    return []
+
+
+def _require_whole(session: Session, attempt: Attempt, missing: Sequence[str]) -> None:
+    """Raises `VerificationFailed` when part is missing and such an export is to be held, and holds it."""
+    if not missing or session.source.on_partial == "publish" or attempt.facts.taken_as_it_is:
+        return
+    require_claim(session, attempt)
+    cause = f"part of the data is missing: {'; '.join(missing)}"
+    label = attempt.facts.label
+    advice = (
+        f"Ask the server's operator. If it is right so, `fhir-export retry {label} --accept-partial` "
+        f"publishes it as it is, nothing is downloaded anew; else `fhir-export withdraw {label}` and start "
+        "a new export run"
     )
     close(session, attempt.export_id, "held", cause, advice)
     raise VerificationFailed(cause, advice)

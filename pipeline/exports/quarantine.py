@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING
 
 from pipeline.errors import StillRunning
 from pipeline.exports.facts import QuarantinePart
+from pipeline.lake.spool import discard
 
 if TYPE_CHECKING:
     from pipeline.lake.lake import Lake
@@ -82,7 +83,7 @@ class Quarantine:
         part = self._open.pop(table)
         part.file.close()
         path = self._put_new(table, part.path.read_bytes())
-        part.path.unlink()
+        discard(part.path)
         self._done.append(QuarantinePart(table=table, path=path, lines=part.lines, bytes=part.bytes))
 
     def _put_new(self, table: str, data: bytes) -> str:

@@ -10,14 +10,13 @@ from pipeline.exports.attempt import Attempt, require_claim
 from pipeline.exports.bulklog import write_log
 from pipeline.exports.facts import LandedBatch, Publication, Receipt
 from pipeline.exports.foreign_files import foreign_files
+from pipeline.exports.partial import missing_errors
 from pipeline.exports.request import require_request
 from pipeline.exports.session import Session
 from pipeline.exports.sidecars import read_sidecars
 
 if TYPE_CHECKING:
     from pipeline.bulkdata.manifest import Manifest
-
-_SPOILING = ("fatal", "error")
 
 
 def write_receipt(session: Session, attempt: Attempt, manifest: Manifest) -> Receipt:
@@ -30,7 +29,8 @@ def write_receipt(session: Session, attempt: Attempt, manifest: Manifest) -> Rec
     landed = session.ledger.landed(attempt.export_id)
     sidecars = read_sidecars(session, landed)
     foreign = foreign_files(session, manifest)
-    incomplete = tuple(_spoilers(landed, publication, sidecars.error_entries, len(foreign)))
+    partial = (*missing_errors(sidecars.spoiling), *publication.partial)
+    incomplete = (*partial, *_spoilers(landed, publication, len(foreign)))
     intent = next(i for i in attempt.facts.intents if i.number == require_request(attempt.facts).intent)
     receipt = Receipt(
         at=session.now(),
@@ -46,6 +46,8 @@ def write_receipt(session: Session, attempt: Attempt, manifest: Manifest) -> Rec
         decoded_bytes=sum(file.decoded_bytes for batch in landed for file in batch.files),
         deleted=sidecars.deleted,
         error_entries=sidecars.error_entries,
+        error_codes=sidecars.error_codes,
+        partial=partial,
         quarantined_untyped=publication.quarantined_untyped,
         quarantine=publication.quarantine,
     )
@@ -93,18 +95,13 @@ def _watermark(manifest: Manifest, until: object) -> str | None:
     return instant
 
 
-def _spoilers(
-    landed: list[LandedBatch], publication: Publication, errors: dict[str, int], foreign: int
-) -> list[str]:
-    """Why the watermark must not move past this export (design, Facts)."""
+def _spoilers(landed: list[LandedBatch], publication: Publication, foreign: int) -> list[str]:
+    """Why else the watermark must not move past this export (design, Facts)."""
     reasons = []
     if foreign:
         reasons.append(
             f"{foreign} error files lie where the token must not go, so nobody knows what they say"
         )
-    spoiling = sum(errors.get(severity, 0) for severity in _SPOILING)
-    if spoiling:
-        reasons.append(f"the server reports {spoiling} errors")
     mismatches = sum(
         file.count is not None and file.count != file.lines for batch in landed for file in batch.files
     )

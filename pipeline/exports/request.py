@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from pipeline.bulkdata.parameters import KickoffParameters
     from pipeline.bulkdata.profiles import Profile
 
+_FIRST_PAUSE = 0.5
+_LONGEST_PAUSE = 300.0
+"""Seconds between two kick-off requests, each of which leaves its facts: a day has some hundreds at most."""
+
 
 def request_export(session: Session, export_id: str, patience: timedelta = timedelta(minutes=2)) -> Facts:
     """Kicks the export off, once, and returns its facts; one that was accepted before is left as it is.
@@ -131,7 +135,7 @@ def _last_complete(session: Session, wanted: str) -> list[Receipt]:
             receipt
             and receipt.watermark
             and receipt.fingerprint == wanted
-            and "withdrawn" not in facts.closings
+            and not facts.closings.keys() & {"withdrawing", "withdrawn"}
         ):
             return [receipt]
     return []
@@ -209,13 +213,19 @@ def _ask(session: Session, facts: Facts, number: int) -> Facts:
             if orphan
             else ""
         )
-        again = session.now() + timedelta(seconds=answer.retry_after)
+        again = _again(session, number, answer.retry_after)
         reason = f"the server takes no export now ({answer.reason})"
         fact = IntentError(at=session.now(), reason=reason, advice=advice, retry_at=again)
         session.ledger.write(export_id, f"intent-{number:04d}.error.json", fact)
         raise Unreachable(reason, advice, answer.retry_after)
     _accept(session, export_id, number, answer.status_url)
     return session.ledger.read(export_id)
+
+
+def _again(session: Session, number: int, retry_after: float) -> datetime:
+    """When the server wants to be asked again; who says 'at once' over and over is asked less and less."""
+    least = min(_FIRST_PAUSE * 2 ** min(number - 1, 32), _LONGEST_PAUSE)
+    return session.now() + timedelta(seconds=max(retry_after, least))
 
 
 def _unanswered(facts: Facts, intent: Intent) -> bool:
@@ -226,7 +236,7 @@ def _unanswered(facts: Facts, intent: Intent) -> bool:
 def _note(session: Session, export_id: str, number: int, error: ExportError, *, certain: bool = True) -> None:
     again = None
     if isinstance(error, Unreachable) and error.retry_after:
-        again = session.now() + timedelta(seconds=error.retry_after)
+        again = _again(session, number, error.retry_after)
     fact = IntentError(
         at=session.now(), reason=error.cause, advice=error.advice, retry_at=again, certain=certain
     )

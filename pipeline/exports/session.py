@@ -61,7 +61,8 @@ class Session:
 
     @cached_property
     def lake(self) -> Lake:
-        return open_lake(self.config.lake, self.config.folder, self.config.lake_auth, self.config.secret)
+        config = self.config
+        return open_lake(config.lake, config.folder, config.lake_auth, config.secret, wipe=config.spool.wipe)
 
     @cached_property
     def ledger(self) -> Ledger:
@@ -93,6 +94,7 @@ class Session:
             deadline=timedelta(hours=self.source.deadline_hours),
             release=self.source.release,
             keep_raw=self.source.keep_raw,
+            ask_again=self.source.ask_again.model_dump(),
         )
 
     def next_step(self, facts: Facts) -> Step:

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pipeline.exports.facts import FileKind, LandedBatch
 from pipeline.exports.session import Session
 
+_SPOILING = ("fatal", "error")
+_NAMED_CODES = 5
+
 
 @dataclass(frozen=True)
 class Sidecars:
@@ -15,18 +18,28 @@ class Sidecars:
 
     deleted: int
     error_entries: dict[str, int]
+    error_codes: tuple[str, ...] = ()
+    """The first few different issue codes: codes only, for texts may hold PHI."""
+
+    @property
+    def spoiling(self) -> int:
+        """Issues by which the server says that data is missing."""
+        return sum(self.error_entries.get(severity, 0) for severity in _SPOILING)
 
 
 def read_sidecars(session: Session, landed: Sequence[LandedBatch]) -> Sidecars:
     """Reads them all. Raises `VerificationFailed` for one that cannot be understood."""
-    from pipeline.bulkdata.sidecar import deleted_resources, outcome_counts
+    from pipeline.bulkdata.sidecar import count_issues, deleted_resources
 
     errors: dict[str, int] = {}
+    codes: dict[str, int] = {}
     for content in _contents(session, landed, "error"):
-        for severity, count in outcome_counts([content]).items():
+        severities, seen = count_issues([content])
+        for severity, count in severities.items():
             errors[severity] = errors.get(severity, 0) + count
+        codes |= seen
     deleted = sum(len(deleted_resources([each])) for each in _contents(session, landed, "deleted"))
-    return Sidecars(deleted, errors)
+    return Sidecars(deleted, errors, tuple(codes)[:_NAMED_CODES])
 
 
 def _contents(session: Session, landed: Sequence[LandedBatch], kind: FileKind) -> Iterator[bytes]:

@@ -6,14 +6,47 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Literal
 
 from pipeline.errors import StillRunning
-from pipeline.exports.facts import AttemptError, ClosingFact
+from pipeline.exports.facts import AttemptError, ClosingFact, Request
 from pipeline.exports.ledger import CLOSINGS, Facts
 from pipeline.exports.owner import Owner
+from pipeline.exports.steps import (
+    AskAgain,
+    Busy,
+    Closed,
+    Damaged,
+    Hold,
+    Ingest,
+    KickOff,
+    Policy,
+    Poll,
+    Reject,
+    Step,
+    Tidy,
+)
+
+__all__ = [
+    "AskAgain",
+    "Busy",
+    "Closed",
+    "Damaged",
+    "Hold",
+    "Ingest",
+    "KickOff",
+    "Policy",
+    "Poll",
+    "Reject",
+    "Step",
+    "Tidy",
+    "counted_failures",
+    "deadline_of",
+    "describe",
+    "is_open",
+    "last_reason",
+    "next_step",
+]
 
 MAX_KICKOFF_FAILURES = 5
 """Tries that ended neither in an answer nor in a 'later': then an operator has to look."""
@@ -21,90 +54,8 @@ MAX_KICKOFF_FAILURES = 5
 RELEASE_FOR = timedelta(days=2)
 """How long DELETE is tried after the receipt; servers expire their jobs by themselves."""
 
-
-@dataclass(frozen=True)
-class Policy:
-    """What the configuration says about one source's exports."""
-
-    max_attempts: int = 3
-    deadline: timedelta = timedelta(hours=24)
-    release: bool = True
-    keep_raw: bool = True
-
-
-@dataclass(frozen=True)
-class KickOff:
-    """Send the kick-off request, now or at `not_before`; `number` is the intent's."""
-
-    number: int
-    reason: str
-    not_before: datetime | None = None
-
-
-@dataclass(frozen=True)
-class Poll:
-    """Ask the server how far it is; past the deadline the answer 'not yet' ends the export."""
-
-    overdue: bool
-    attempt: int = 1
-    """The attempt to start when it is ready."""
-
-
-@dataclass(frozen=True)
-class Ingest:
-    """Start this attempt, now or at `not_before`."""
-
-    attempt: int
-    reason: str
-    not_before: datetime | None = None
-
-
-@dataclass(frozen=True)
-class Hold:
-    """Write `held`: the attempts are used up."""
-
-    reason: str
-
-
-@dataclass(frozen=True)
-class Reject:
-    """Write `rejected`: the kick-off cannot be done."""
-
-    reason: str
-    advice: str
-
-
-@dataclass(frozen=True)
-class Tidy:
-    """Published; the job on the server or the raw bytes are still to be given back."""
-
-    release: bool
-    drop_raw: bool
-
-
-@dataclass(frozen=True)
-class Busy:
-    """Somebody works on it: nothing to do."""
-
-    owner: Owner
-    what: Literal["kick-off", "ingest"]
-
-
-@dataclass(frozen=True)
-class Closed:
-    """Over: `state` is published, held, gone, rejected, cancelled or withdrawn."""
-
-    state: str
-
-
-@dataclass(frozen=True)
-class Damaged:
-    """Facts that cannot be read; nothing is done until somebody mends or restores them."""
-
-    names: tuple[str, ...]
-
-
-Step = KickOff | Poll | Ingest | Hold | Reject | Tidy | Busy | Closed | Damaged
+ASKED_AGAIN_WITHIN = timedelta(days=1)
+"""After its end; later the schedule has long gone on without it."""
 
 
 def next_step(facts: Facts, now: datetime, policy: Policy, is_dead: Callable[[Owner], bool]) -> Step:
@@ -115,26 +66,35 @@ def next_step(facts: Facts, now: datetime, policy: Policy, is_dead: Callable[[Ow
         return _after_receipt(facts, now, policy, is_dead)
     for state in CLOSINGS:
         if state in facts.closings:
-            return Closed(state)
+            return _ask_again(facts, facts.closings[state], now, policy) or Closed(state)
     if facts.request is None:
         return _before_request(facts, now, policy, is_dead)
     claim = facts.last_claim
     if claim is not None and not is_dead(claim.owner):
         return Busy(claim.owner, "ingest")
-    overdue = now > facts.request.at + policy.deadline
+    overdue = now > deadline_of(facts, facts.request, policy)
     failures = counted_failures(facts)
-    if failures >= policy.max_attempts or (overdue and _is_passing(facts)):
+    # Past the deadline one more attempt finds out whether there is anything to ingest, and ends it if not.
+    given_up = overdue and _is_passing(facts) and facts.manifest is not None
+    if failures >= policy.max_attempts or given_up:
         return Hold(f"{failures or 'all'} attempts failed; the last one: {last_reason(facts)}")
     if claim is None or _came_too_early(facts):
         return Poll(overdue, claim.number + 1 if claim else 1)
     return Ingest(claim.number + 1, last_reason(facts), _retry_at(facts, claim.number))
 
 
+def deadline_of(facts: Facts, request: Request, policy: Policy) -> datetime:
+    """Until when it may take; an operator's retry gives it as long once more."""
+    retry = facts.last_retry
+    return max(request.at, retry.at if retry else request.at) + policy.deadline
+
+
 def _after_receipt(facts: Facts, now: datetime, policy: Policy, is_dead: Callable[[Owner], bool]) -> Step:
     receipt, claim = facts.receipt, facts.last_claim
     assert receipt is not None  # noqa: S101 - for the type checker: the caller looked
-    if "withdrawn" in facts.closings:
-        return Closed("withdrawn")
+    for state in ("withdrawn", "withdrawing"):
+        if state in facts.closings:
+            return Closed(state)
     if claim is not None and claim.number > receipt.attempt and not is_dead(claim.owner):
         return Busy(claim.owner, "ingest")  # it is being ingested again
     open_job = facts.released is None and "gone" not in facts.closings and "cancelled" not in facts.closings
@@ -146,9 +106,21 @@ def _after_receipt(facts: Facts, now: datetime, policy: Policy, is_dead: Callabl
     return Closed("published")
 
 
+def _ask_again(facts: Facts, closing: ClosingFact, now: datetime, policy: Policy) -> AskAgain | None:
+    """Whether a further export run is to be opened, or one that was begun is to be finished."""
+    if not closing.cause:
+        return None
+    number = facts.succeeds.number + 1 if facts.succeeds else 1
+    if facts.successor is not None:
+        return None if facts.successor_opened else AskAgain(number, closing.cause)
+    if number > policy.ask_again.get(closing.cause, 0) or now > closing.at + ASKED_AGAIN_WITHIN:
+        return None
+    return AskAgain(number, closing.cause)
+
+
 def _before_request(facts: Facts, now: datetime, policy: Policy, is_dead: Callable[[Owner], bool]) -> Step:
     if not facts.intents:
-        return KickOff(1, "new")
+        return KickOff(1, f"asked again: {facts.succeeds.reason}" if facts.succeeds else "new")
     intent = facts.intents[-1]
     error = facts.intent_errors.get(intent.number)
     if error is None and not is_dead(intent.owner):
@@ -175,7 +147,7 @@ def _was_put_off(facts: Facts, number: int) -> bool:
 
 
 def counted_failures(facts: Facts) -> int:
-    """Attempts since the last receipt that failed, one that died without a word included.
+    """Attempts since the last receipt or retry that failed, one that died without a word included.
 
     Passing trouble (network, an overloaded server) does not count: it is tried again up to the deadline.
     """
@@ -183,11 +155,11 @@ def counted_failures(facts: Facts) -> int:
 
 
 def _endings(facts: Facts) -> list[AttemptError | None]:
-    """How each attempt since the last receipt ended; None for one that died without a word."""
+    """How each attempt since the last receipt or retry ended; None for one that died without a word."""
     return [
         facts.attempt_errors.get(claim.number)
         for claim in facts.claims
-        if claim.number > facts.settled_attempt
+        if claim.number > facts.forgiven_attempt
     ]
 
 
@@ -207,16 +179,19 @@ def last_reason(facts: Facts) -> str:
     claim = facts.last_claim
     if claim is None:
         return "none was made"
+    if facts.last_retry and claim.number <= facts.last_retry.after_attempt:
+        return "tried again by hand"
     error = facts.attempt_errors.get(claim.number)
     return error.reason if error else f"attempt {claim.number} died (its run or process ended without a word)"
 
 
 def _retry_at(facts: Facts, number: int) -> datetime | None:
     error = facts.attempt_errors.get(number)
-    if error is None:
-        return None  # a killed run: nothing speaks against going on at once
+    if error is None or number <= facts.forgiven_attempt:
+        return None  # a killed run, or an operator's retry: nothing speaks against going on at once
     ended_so = sum(each is not None and each.transient == error.transient for each in _endings(facts))
-    return error.at + _backoff(ended_so, seconds=30 if error.transient else 3)
+    pause_ends = error.at + _backoff(ended_so, seconds=30 if error.transient else 3)
+    return max(pause_ends, error.retry_at or pause_ends)
 
 
 def _backoff(failures: int, *, seconds: int) -> timedelta:
@@ -229,7 +204,9 @@ def _hours(span: timedelta) -> str:
 
 def is_open(facts: Facts, step: Step) -> bool:
     """Whether the export still stands in the way of the next scheduled one of its source."""
-    return facts.receipt is None and isinstance(step, KickOff | Poll | Ingest | Busy | Hold | Reject)
+    return facts.receipt is None and isinstance(
+        step, KickOff | Poll | Ingest | Busy | Hold | Reject | AskAgain
+    )
 
 
 def describe(facts: Facts, step: Step, now: datetime) -> tuple[str, str]:
@@ -241,13 +218,15 @@ def describe(facts: Facts, step: Step, now: datetime) -> tuple[str, str]:
             return _describe_closed(facts, "published")
         case Closed(state):
             return _describe_closed(facts, state)
+        case AskAgain():
+            return _describe_closed(facts, next(each for each in CLOSINGS if each in facts.closings))
         case KickOff(number, reason, at):
             if number == 1:
-                return "planned", "not asked for yet"
+                return "planned", "not asked for yet" if reason == "new" else reason
             when = f"; asked again at {at:%H:%M:%S} UTC" if at and at > now else "; to be asked again"
             return _kickoff_state(facts, number - 1), reason + when
         case Poll(overdue):
-            return "running", "past its deadline" if overdue else "the server works on it"
+            return "running", ("past its deadline" if overdue else "the server works on it") + _trouble(facts)
         case Busy(owner, what):
             return ("requesting" if what == "kick-off" else "ingesting"), f"{what} by run {owner.run_id}"
         case Ingest(attempt, reason, _):
@@ -256,6 +235,13 @@ def describe(facts: Facts, step: Step, now: datetime) -> tuple[str, str]:
             return "failing", f"to be held: {reason}"
         case Reject(reason, _):
             return "failing", f"to be rejected: {reason}"
+
+
+def _trouble(facts: Facts) -> str:
+    if not facts.looks:
+        return ""
+    last = facts.looks[-1]
+    return f"; asking it failed at {last.at:%Y-%m-%d %H:%M} UTC: {last.reason}"
 
 
 def _kickoff_state(facts: Facts, number: int) -> str:
@@ -269,10 +255,20 @@ def _kickoff_state(facts: Facts, number: int) -> str:
 def _describe_closed(facts: Facts, state: str) -> tuple[str, str]:
     closing: ClosingFact | None = facts.closings.get(state)
     if closing is not None:
-        return state, f"{closing.reason}. {closing.advice}" if closing.advice else closing.reason
+        return state, "; ".join(_sentences(facts, state, closing))
     receipt = facts.receipt
     if receipt is None:
         return state, ""
     if receipt.incomplete:
-        return state, "incomplete, so the watermark stays: " + "; ".join(receipt.incomplete)
+        taken = " (taken as it is by hand)" if facts.taken_as_it_is else ""
+        return state, f"incomplete{taken}, so the watermark stays: " + "; ".join(receipt.incomplete)
     return state, "complete and verified"
+
+
+def _sentences(facts: Facts, state: str, closing: ClosingFact) -> list[str]:
+    said = [f"{closing.reason}. {closing.advice}" if closing.advice else closing.reason]
+    if state == "cancelled" and facts.request and not facts.released:
+        said.append("its job may still run on the server, which did not confirm the end")
+    if facts.successor:
+        said.append(f"asked again by {facts.successor.export_id}")
+    return said

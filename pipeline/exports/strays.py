@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from pipeline.lake.spool import discard
+
 _HEAD = struct.Struct("<IQQ")
 
 
@@ -49,7 +51,7 @@ class StrayLines:
             while head := file.read(_HEAD.size):
                 index, number, length = _HEAD.unpack(head)
                 yield StrayLine(file.read(length), names[index], number)
-        path.unlink()
+        discard(path)
 
     def close(self) -> None:
         """Gives up what was not taken."""

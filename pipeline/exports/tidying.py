@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.errors import ExportError
+from pipeline.errors import ExportError, LakeError
 from pipeline.exports.facts import ClosingFact
 from pipeline.exports.ledger import Facts
 from pipeline.exports.request import require_request
@@ -23,7 +23,7 @@ def tidy(session: Session, export_id: str) -> list[str]:
                 return [*done, "the job could not be released on the server yet"]
             done.append("the job is released on the server")
         elif step.drop_raw:
-            done.append(f"{_drop_raw(session, export_id)} raw files removed")
+            done.append(f"{drop_raw(session, export_id)} raw files removed")
     return done
 
 
@@ -37,17 +37,30 @@ def release(session: Session, export_id: str) -> bool:
 
 
 def _release(session: Session, facts: Facts) -> bool:
+    problem = give_back(session, facts)
+    if problem is not None:
+        session.log(f"the job could not be released on the server yet: {problem}")
+    return problem is None
+
+
+def give_back(session: Session, facts: Facts) -> ExportError | None:
+    """DELETEs the job and writes that down; returns why the server did not confirm, if it did not.
+
+    Raises `LakeError`.
+    """
     try:
         session.client.delete(require_request(facts).status_url)
+    except LakeError:
+        raise
     except ExportError as error:
-        session.log(f"the job could not be released on the server yet: {error}")
-        return False
+        return error
     fact = ClosingFact(at=session.now(), reason="deleted on the server")
     session.ledger.write(facts.export_id, "released.json", fact)
-    return True
+    return None
 
 
-def _drop_raw(session: Session, export_id: str) -> int:
+def drop_raw(session: Session, export_id: str) -> int:
+    """Removes the raw bytes, then says so; killed in the middle it is done again. Raises `LakeError`."""
     folder = f"{session.source.name}/raw/{export_id}"
     names = sorted(session.lake.sizes(folder))
     for name in names:

@@ -1,13 +1,16 @@
-"""One look at the status of an export that runs on the server; it decides nothing and writes nothing."""
+"""One look at the status of an export that runs on the server; it decides nothing, and notes trouble."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.errors import ExportError, Unreachable, VerificationFailed
+from pipeline.errors import ExportError, LakeError, Unreachable, VerificationFailed
+from pipeline.exports.facts import LookFact
 from pipeline.exports.ledger import Facts
 from pipeline.exports.request import require_request
 from pipeline.exports.session import Session
+
+_NOTED = 5
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,23 @@ def look(session: Session, facts: Facts, looks: int) -> NotYet | Ready:
     Never raises for the server's sake: what is wrong with one look may be right at the next, and what stays
     wrong ends at the deadline.
     """
+    seen = _look(session, facts, looks)
+    if isinstance(seen, NotYet) and seen.problem:
+        _note(session, facts, seen.problem)
+    return seen
+
+
+def _note(session: Session, facts: Facts, problem: str) -> None:
+    """Writes each kind of trouble down once, so that `show` says why nothing happens; a handful at most."""
+    if len(facts.looks) < _NOTED and all(each.reason != problem for each in facts.looks):
+        fact = LookFact(at=session.now(), reason=problem)
+        try:
+            session.ledger.write(facts.export_id, f"looks/{len(facts.looks) + 1:04d}.json", fact)
+        except LakeError as error:
+            session.log(f"the failed look could not be written down: {error}")
+
+
+def _look(session: Session, facts: Facts, looks: int) -> NotYet | Ready:
     from pipeline.bulkdata.answers import Failed, Gone, InProgress, RetryLater
 
     try:

@@ -23,13 +23,15 @@ from pipeline.lake.blob_address import BlobAddress, parse_address
 from pipeline.lake.blob_errors import error_code, explain
 from pipeline.lake.blob_reader import BlobReader
 from pipeline.lake.blob_upload import Upload
-from pipeline.lake.lake import UNFINISHED, Lake, ReadSecret, Version
+from pipeline.lake.lake import UNFINISHED, Lake, ReadSecret, Stored, Version
 
 if TYPE_CHECKING:
     from azure.storage.blob.aio import BlobClient, ContainerClient
 
 
-def open_azure(url: str, auth: LakeAuth | None, secret: ReadSecret | None) -> AzureLake:
+def open_azure(
+    url: str, auth: LakeAuth | None, secret: ReadSecret | None, *, wipe: bool = False
+) -> AzureLake:
     """The lake at `abfs(s)://container@account.dfs.<cloud>/path`; contacts nothing.
 
     Raises `ConfigError`, for environment variables that would replace the credential too.
@@ -38,7 +40,7 @@ def open_azure(url: str, auth: LakeAuth | None, secret: ReadSecret | None) -> Az
     auth = auth or LakeAuth()
     references = (auth.sas, auth.connection_string, auth.client_secret, auth.certificate)
     refuse_overrides([each[4:] for each in references if each and each.startswith("env:")])
-    return AzureLake(address, partial(open_account, address, auth, secret or _no_secret))
+    return AzureLake(address, partial(open_account, address, auth, secret or _no_secret), wipes=wipe)
 
 
 def _no_secret(reference: str) -> bytes:
@@ -49,14 +51,23 @@ class AzureLake(Lake):
     """Blobs below one prefix. `account` opens the account in whichever process asks; `page`: names that a
     listing asks for at a time."""
 
-    def __init__(self, address: BlobAddress, account: Callable[[], BlobAccount], page: int = 5000) -> None:
+    def __init__(
+        self,
+        address: BlobAddress,
+        account: Callable[[], BlobAccount],
+        page: int = 5000,
+        wipes: bool = False,
+    ) -> None:
         self.address = address
+        self.wipes = wipes
         self._page = page
         self._open_account = account
         self._opened: tuple[int, BlobAccount] | None = None
 
-    def __reduce__(self) -> tuple[type[AzureLake], tuple[BlobAddress, Callable[[], BlobAccount], int]]:
-        return AzureLake, (self.address, self._open_account, self._page)
+    def __reduce__(
+        self,
+    ) -> tuple[type[AzureLake], tuple[BlobAddress, Callable[[], BlobAccount], int, bool]]:
+        return AzureLake, (self.address, self._open_account, self._page, self.wipes)
 
     def __repr__(self) -> str:
         return f"AzureLake({self.place!r})"
@@ -161,19 +172,24 @@ class AzureLake(Lake):
         return True
 
     def sizes(self, relative: str) -> dict[str, int]:
+        found = self.stored(relative)
+        return {name: each.bytes for name, each in found.items() if not _is_unfinished(name)}
+
+    def stored(self, relative: str) -> dict[str, Stored]:
         prefix = self._prefix(relative)
 
-        async def work() -> dict[str, int]:
+        async def work() -> dict[str, Stored]:
             blobs = self._container().list_blobs(
                 name_starts_with=prefix, include=["metadata"], results_per_page=self._page
             )
             return {
-                each.name[len(prefix) :]: int(each.size or 0) async for each in blobs if not _is_folder(each)
+                each.name[len(prefix) :]: Stored(int(each.size or 0), each.last_modified)
+                async for each in blobs
+                if not _is_folder(each)
             }
 
         with self._in_words(f"{relative} cannot be listed in the lake"):
-            found = self.account.run(work)
-        return {name: size for name, size in sorted(found.items()) if not _is_unfinished(name)}
+            return dict(sorted(self.account.run(work).items()))
 
     def names(self, relative: str) -> list[str]:
         prefix = self._prefix(relative)

@@ -23,6 +23,7 @@ from pipeline.errors import ConfigError
 from pipeline.lake.blob_address import BlobAddress, parse_connection_string
 from pipeline.lake.blob_identity import AsyncIdentity, Identity
 from pipeline.lake.lake import ReadSecret
+from pipeline.redaction import remember
 
 if TYPE_CHECKING:
     from azure.core.credentials import TokenCredential
@@ -48,6 +49,11 @@ class BlobAccess:
     sas: str | None = field(default=None, repr=False)
     identity_secret: bytes = field(default=b"", repr=False)
     """Of the service principal: one with a new secret is another access."""
+
+    def __post_init__(self) -> None:
+        for secret in (self.key, self.sas, self.identity_secret):
+            if secret:
+                remember(secret)
 
     @property
     def by_token(self) -> bool:

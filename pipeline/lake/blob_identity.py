@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.azure.credentials import STORAGE_SCOPE
 from pipeline.azure.entra_errors import identity_error
 from pipeline.errors import LakeError
+from pipeline.redaction import remember
 
 if TYPE_CHECKING:
     from azure.core.credentials import AccessToken, TokenCredential
@@ -28,9 +29,11 @@ class Identity:
     def get_token(self, *scopes: str, **options: Any) -> AccessToken:
         """Raises `LakeError`."""
         try:
-            return self._credential.get_token(*scopes, **options)
+            token = self._credential.get_token(*scopes, **options)
         except Exception as error:  # noqa: BLE001 - azure-identity lets anything through
             raise _in_words(error, self._account) from None
+        remember(token.token)
+        return token
 
     def fresh_token(self) -> str:
         """A bearer token for storage; asked for twice where the first one is about to end.
@@ -59,9 +62,11 @@ class AsyncIdentity:
     async def get_token(self, *scopes: str, **options: Any) -> AccessToken:
         """Raises `LakeError`."""
         try:
-            return await self._credential.get_token(*scopes, **options)
+            token = await self._credential.get_token(*scopes, **options)
         except Exception as error:  # noqa: BLE001 - azure-identity lets anything through
             raise _in_words(error, self._account) from None
+        remember(token.token)
+        return token
 
     async def close(self) -> None:
         await self._credential.close()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import urlsplit
@@ -32,11 +35,23 @@ class Version:
     """Opaque: goes back into `Lake.replace_if`."""
 
 
+@dataclass(frozen=True)
+class Stored:
+    """A file in the lake, as a listing has it."""
+
+    bytes: int
+    modified: datetime
+    """When it was written, by the lake's own clock, UTC."""
+
+
 class Lake(ABC):
     """A place for files. Paths given to its methods are relative to its root, with `/`.
 
     It may be used by several threads, is cheap to open and to pickle, and holds no connection itself.
     """
+
+    wipes: bool = False
+    """Whether files in its spools are overwritten before they are removed (`spool.wipe`)."""
 
     @property
     @abstractmethod
@@ -115,6 +130,10 @@ class Lake(ABC):
         """
 
     @abstractmethod
+    def stored(self, relative: str) -> dict[str, Stored]:
+        """As `sizes`, with ages and with unfinished files, for those who clean up. Raises `LakeError`."""
+
+    @abstractmethod
     def names(self, relative: str) -> list[str]:
         """The names directly below a folder, sorted. Empty when there is none. Raises `LakeError`."""
 
@@ -134,31 +153,57 @@ class Lake(ABC):
         """An empty private folder (mode 0700) for files on their way, removed at the end.
 
         It lies on the lake's own disk when the lake is local, so that a finished file is linked, not copied.
-        Those that killed processes have left are removed.
+        Those that killed processes have left are removed. One by one, files in it are removed by `discard`.
         """
         parent: Path | None = None
-        if self.folder is not None:
-            parent = self.folder / ".spool"
-            parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with private_folder(parent) as folder:
-            yield folder
+        with _full_disk_in_words():
+            if self.folder is not None:
+                parent = self.folder / ".spool"
+                parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with private_folder(parent, wipe=self.wipes) as folder:
+                yield folder
 
 
-def open_lake(url: str, base: Path, auth: LakeAuth | None = None, secret: ReadSecret | None = None) -> Lake:
+_FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO))
+
+
+@contextmanager
+def _full_disk_in_words() -> Iterator[None]:
+    """Whoever writes into a spool learns in words that the disk takes no more."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise LakeError(
+            f"a file on its way to the lake cannot be written: {os.strerror(error.errno)}",
+            "Check that the disk of the spool has space: the lake's own, or where temporary files go",
+        ) from None
+
+
+def open_lake(
+    url: str,
+    base: Path,
+    auth: LakeAuth | None = None,
+    secret: ReadSecret | None = None,
+    *,
+    wipe: bool = False,
+) -> Lake:
     """Opens the lake that the configuration names; `base` is where relative folders start.
 
     A folder, `file:///path`, or `abfss://container@account.dfs.core.windows.net/path` with `auth`, whose
-    references `secret` resolves. Nothing is contacted, created or resolved yet. Raises `ConfigError`.
+    references `secret` resolves; `wipe`: files in its spools are overwritten before they are removed. Nothing
+    is contacted, created or resolved yet. Raises `ConfigError`.
     """
     scheme = urlsplit(url).scheme
     if scheme in ("", "file"):
         from pipeline.lake.local import open_local
 
-        return open_local(url, base)
+        return open_local(url, base, wipe=wipe)
     if scheme in ("abfs", "abfss"):
         from pipeline.lake.azure import open_azure
 
-        return open_azure(url, auth, secret)
+        return open_azure(url, auth, secret, wipe=wipe)
     raise ConfigError(
         f"a lake on {scheme}: is not supported",
         "Use a folder (file:///path) or abfss://container@account.dfs.core.windows.net/path",

@@ -10,20 +10,23 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
 from pipeline.errors import ConfigError, LakeError
-from pipeline.lake.lake import UNFINISHED, Lake, Version
+from pipeline.lake.lake import UNFINISHED, Lake, Stored, Version
+from pipeline.lake.spool import is_wiped
 
 
-def open_local(url: str, base: Path) -> LocalLake:
+def open_local(url: str, base: Path, *, wipe: bool = False) -> LocalLake:
     """The lake in a folder; a relative one starts at `base`. Raises `ConfigError`."""
     parts = urlsplit(url)
     if parts.netloc:
         raise ConfigError(f"lake {url} names a host", "A local lake is written file:///path")
-    return LocalLake(Path(os.path.abspath(base / unquote(parts.path))))  # noqa: PTH100 - resolve() follows links
+    root = Path(os.path.abspath(base / unquote(parts.path)))  # noqa: PTH100 - resolve() follows links
+    return LocalLake(root, wipes=wipe)
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class LocalLake(Lake):
     """Files below one folder."""
 
     local_root: Path
+    wipes: bool = False
 
     @property
     def root(self) -> str:
@@ -107,6 +111,13 @@ class LocalLake(Lake):
         except OSError as error:
             raise LakeError(f"{relative} cannot be listed in the lake: {_reason(error)}") from None
 
+    def stored(self, relative: str) -> dict[str, Stored]:
+        base = Path(self.full(relative))
+        try:
+            return {name: _stored(found) for name, found in _stats(base)}
+        except OSError as error:
+            raise LakeError(f"{relative} cannot be listed in the lake: {_reason(error)}") from None
+
     def names(self, relative: str) -> list[str]:
         base = Path(self.full(relative))
         try:
@@ -140,12 +151,21 @@ def _unwritable(relative: str, error: OSError) -> LakeError:
 
 
 def _walk(base: Path) -> Iterator[tuple[str, int]]:
+    for name, found in _stats(base):
+        if not name.rpartition("/")[2].startswith(UNFINISHED):
+            yield name, found.st_size
+
+
+def _stats(base: Path) -> Iterator[tuple[str, os.stat_result]]:
     for folder, _, names in os.walk(base, onerror=_unless_gone):
         for name in sorted(names):
             path = Path(folder, name)
             with suppress(FileNotFoundError):  # removed since the folder was read
-                if not name.startswith(UNFINISHED):
-                    yield path.relative_to(base).as_posix(), path.stat().st_size
+                yield path.relative_to(base).as_posix(), path.stat()
+
+
+def _stored(found: os.stat_result) -> Stored:
+    return Stored(found.st_size, datetime.fromtimestamp(found.st_mtime, UTC))
 
 
 def _unless_gone(error: OSError) -> None:
@@ -206,6 +226,11 @@ def _link_durably(local: Path, path: Path) -> None:
         if isinstance(error, FileExistsError):
             raise
         _copy_durably(local, path)  # another disk, or a filesystem without links
+    else:
+        if is_wiped(local) and path.stat().st_nlink < 2:
+            # A filesystem that does not count its links: the spool would overwrite what is the lake's now.
+            path.unlink()
+            _copy_durably(local, path)
     _sync_folder(path.parent)
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dagster as dg
 
 from pipeline.config import Config, Source
+from pipeline.orchestration.failure_sensor import build_notices_sensor
 from pipeline.orchestration.flat_assets import build_flat_assets
 from pipeline.orchestration.flat_sensor import build_flat_sensor
 from pipeline.orchestration.ingest_assets import build_manifest_asset, build_receipt_asset, build_tables
 from pipeline.orchestration.jobs import build_jobs
 from pipeline.orchestration.names import names_of
 from pipeline.orchestration.request_asset import build_request_asset, group_spec
+from pipeline.orchestration.retention import build_retention_job, build_retention_schedules
 from pipeline.orchestration.schedule import build_schedule
 from pipeline.orchestration.sensor import build_sensor
 
@@ -18,19 +20,24 @@ from pipeline.orchestration.sensor import build_sensor
 def build_source(
     config: Config, source: Source, executor: dg.ExecutorDefinition | None = None
 ) -> dg.Definitions:
-    """Assets, jobs, schedule and sensor of one source. `executor` runs the ingest; any fits (design)."""
+    """Assets, jobs, schedules and sensors of one source. `executor` runs the ingest; any fits (design)."""
     executor = executor or _executor(config)
     request = build_request_asset(config, source)
     tables = build_tables(config, source)
     ingest = [build_manifest_asset(config, source), tables, build_receipt_asset(config, source)]
     flat = build_flat_assets(config, source, tables)
     jobs = build_jobs(config, source, request, ingest, flat, executor)
+    retention = build_retention_job(config, source)
     return dg.Definitions(
         assets=[group_spec(source), request, *ingest, *flat],
-        jobs=jobs,
-        schedules=[build_schedule(config, source)],
+        jobs=[*jobs, retention],
+        schedules=[
+            build_schedule(config, source),
+            *build_retention_schedules(config, source, retention),
+        ],
         sensors=[
             build_sensor(config, source, jobs),
+            *filter(None, [build_notices_sensor(config, source)]),
             *(
                 build_flat_sensor(config, source, job)
                 for job in jobs

@@ -27,6 +27,7 @@ from pipeline.orchestration.known_types import static_types
 from pipeline.orchestration.names import WORK_TAG, Names, names_of
 from pipeline.orchestration.runs import session_in_step
 from pipeline.tables.definitions import table_name
+from pipeline.unexpected import contained
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -53,6 +54,7 @@ def build_flat_assets(
         op_tags={"dagster/priority": "-1"},
         description="Makes flat tables from the published ones; the server is not asked.",
     )
+    @contained
     def flat(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[None]]:
         session = session_in_step(config, source, context.op_execution_context)
         export_id, selected = context.partition_key, context.selected_asset_keys
@@ -61,7 +63,7 @@ def build_flat_assets(
             names_by_type = _only(names_by_type, {key.path[-1] for key in selected})
         # What nobody asked for by hand goes on where an earlier run ended; who asks for a table gets it anew.
         again = context.job_name != names.ingest_job and WORK_TAG not in context.run.tags
-        told = _Told(session, names, export_id)
+        told = FlatMetadata(session, names, export_id)
         failures: list[NotMade] = []
         for done in make_flat_tables(session, export_id, names_by_type, again=again):
             if isinstance(done, NotMade):
@@ -133,7 +135,7 @@ def _together(failures: Sequence[NotMade], types: int) -> ExportError:
     return type(first)(cause, advice)
 
 
-class _Told:
+class FlatMetadata:
     """What the UI shows of flat tables (facts/dagster.md 19)."""
 
     def __init__(self, session: "Session", names: Names, export_id: str) -> None:

@@ -17,6 +17,7 @@ from pipeline.exports.flattening import standing, wanted_names
 from pipeline.exports.session import Session
 from pipeline.orchestration.names import WORK_TAG, names_of
 from pipeline.orchestration.runs import reap_dead_runs, session_in_daemon
+from pipeline.unexpected import contained
 
 _EVERY_SECONDS = 60
 _NEWEST = 3
@@ -37,6 +38,7 @@ def build_flat_sensor(config: Config, source: Source, flat_job: Any) -> dg.Senso
         default_status=dg.DefaultSensorStatus.RUNNING,
         description=f"Has flat tables of {source.name} made that the ingest run could not make.",
     )
+    @contained
     def flat_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
         reap_dead_runs(context.instance, source)
         session = session_in_daemon(config, source, context.instance)

@@ -20,16 +20,16 @@ from pipeline.errors import ExportError
 from pipeline.exports.attempt import claim_attempt, recorded
 from pipeline.exports.evidence import TableEvidence, find_evidence
 from pipeline.exports.publishing import publish
+from pipeline.orchestration.asset_metadata import manifest_metadata, published_metadata, receipt_metadata
 from pipeline.orchestration.known_types import remember_types, static_types
-from pipeline.orchestration.names import Names, names_of
+from pipeline.orchestration.names import names_of
 from pipeline.orchestration.runs import session_in_step
 from pipeline.orchestration.table_checks import failed, results, specs_for
-from pipeline.orchestration.table_metadata import table_metadata
+from pipeline.unexpected import contained
 
 if TYPE_CHECKING:
     from pipeline.bulkdata.manifest import Manifest
     from pipeline.exports.attempt import Attempt
-    from pipeline.exports.facts import Publication
     from pipeline.exports.session import Session
 
 Event = dg.Output[None] | dg.AssetCheckResult
@@ -47,6 +47,7 @@ def build_manifest_asset(config: Config, source: Source) -> dg.AssetsDefinition:
         kinds={"fhir"},
         description="The manifest of the finished export: which files, of which type, how many lines.",
     )
+    @contained
     def export_manifest(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
         from pipeline.exports.manifests import open_manifest
 
@@ -54,19 +55,7 @@ def build_manifest_asset(config: Config, source: Source) -> dg.AssetsDefinition:
         attempt = claim_attempt(session, context.partition_key)
         with recorded(session, attempt):
             manifest = open_manifest(session, attempt)
-        return dg.MaterializeResult(
-            metadata={
-                "export_id": attempt.export_id,
-                "attempt": attempt.number,
-                "transactionTime": manifest.transaction_time,
-                "pages": len(manifest.pages),
-                "files": len(manifest.files),
-                "lines": sum(file.count or 0 for file in manifest.of_kind("output")),
-                "types": dg.MetadataValue.json(_files_by_type(manifest)),
-                "deleted_files": len(manifest.of_kind("deleted")),
-                "error_files": len(manifest.of_kind("error")),
-            }
-        )
+        return dg.MaterializeResult(metadata=manifest_metadata(attempt, manifest))
 
     return export_manifest
 
@@ -135,6 +124,7 @@ def build_receipt_asset(config: Config, source: Source) -> dg.AssetsDefinition:
         kinds={"json"},
         description="All of it is published and verified: the watermark may move, the server's copy may go.",
     )
+    @contained
     def export_receipt(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
         from pipeline.exports.manifests import stored_manifest
         from pipeline.exports.receipt import write_receipt
@@ -145,32 +135,9 @@ def build_receipt_asset(config: Config, source: Source) -> dg.AssetsDefinition:
         with recorded(session, attempt):
             receipt = write_receipt(session, attempt, stored_manifest(session, attempt.export_id))
         released = release(session, attempt.export_id)
-        return dg.MaterializeResult(
-            metadata={
-                "export_id": attempt.export_id,
-                "attempt": receipt.attempt,
-                "transactionTime": receipt.transaction_time,
-                "watermark": receipt.watermark or "not moved: " + "; ".join(receipt.incomplete),
-                "complete": not receipt.incomplete,
-                "rows": receipt.rows,
-                "quarantined": receipt.quarantined,
-                "files": receipt.files,
-                "raw_bytes": receipt.raw_bytes,
-                "decoded_bytes": receipt.decoded_bytes,
-                "deleted": receipt.deleted,
-                "error_entries": dg.MetadataValue.json(receipt.error_entries),
-                "released_on_server": released,
-            }
-        )
+        return dg.MaterializeResult(metadata=receipt_metadata(attempt.export_id, receipt, released))
 
     return export_receipt
-
-
-def _files_by_type(manifest: "Manifest") -> dict[str, int]:
-    found: dict[str, int] = {}
-    for file in manifest.of_kind("output"):
-        found[file.type or "?"] = found.get(file.type or "?", 0) + 1
-    return found
 
 
 def _stages(config: Config, source: Source, tables: dict[str, str]) -> list[dg.OpDefinition]:
@@ -196,6 +163,7 @@ def _stage_op(config: Config, source: Source, name: str, work: Staging) -> dg.Op
         out=dg.Out(dg.Nothing),
         description="Lands the files' bytes, verifies and converts them; no reader sees anything yet.",
     )
+    @contained
     def stage(context: dg.OpExecutionContext) -> None:
         from pipeline.exports.manifests import stored_manifest
 
@@ -253,6 +221,7 @@ def _publish_op(config: Config, source: Source, tables: dict[str, str]) -> dg.Op
         out=outs,
         description="Checks everything against the manifest, then commits every table, each once.",
     )
+    @contained
     def publish_tables(context: dg.OpExecutionContext) -> Iterator[Event]:
         from pipeline.exports.manifests import stored_manifest
 
@@ -271,13 +240,17 @@ def _publish_op(config: Config, source: Source, tables: dict[str, str]) -> dg.Op
         evidence = find_evidence(session, attempt, manifest, done)
         for table in tables:
             yield from results(names.key(table), evidence.get(table, _NOTHING))
-            yield dg.Output(None, table, metadata=_metadata(session, names, attempt, manifest, table, done))
+            yield dg.Output(
+                None,
+                table,
+                metadata=published_metadata(session, names, attempt, manifest, table, done.tables),
+            )
         for table in others:
             context.log_event(
                 dg.AssetMaterialization(
                     names.key(table),
                     partition=attempt.export_id,
-                    metadata=_metadata(session, names, attempt, manifest, table, done),
+                    metadata=published_metadata(session, names, attempt, manifest, table, done.tables),
                 )
             )
 
@@ -285,17 +258,3 @@ def _publish_op(config: Config, source: Source, tables: dict[str, str]) -> dg.Op
 
 
 _NOTHING = TableEvidence()
-
-
-def _metadata(
-    session: "Session",
-    names: Names,
-    attempt: "Attempt",
-    manifest: "Manifest",
-    table: str,
-    done: "Publication",
-) -> dict[str, Any]:
-    counts = done.tables.get(table)
-    if counts is None:  # the server sent no file of this type: zero rows, and no table yet
-        return {"dagster/partition_row_count": 0, "export_id": attempt.export_id, "files": 0}
-    return table_metadata(session, names, attempt, manifest, table, counts)

@@ -11,6 +11,7 @@ from pipeline.config import Config, Source
 from pipeline.orchestration.names import names_of
 from pipeline.orchestration.request_asset import KICKOFF_SECONDS
 from pipeline.orchestration.runs import session_in_step
+from pipeline.unexpected import contained
 
 # The sensor is the one retry authority (design, Facts); a kick-off asked twice may start two exports.
 _NO_RETRIES = {"dagster/max_retries": "0"}
@@ -62,6 +63,7 @@ def _tidy_job(config: Config, source: Source) -> dg.JobDefinition:
         config_schema={"export_id": str},
         description="Deletes the job on the server, and the raw bytes where they are not kept.",
     )
+    @contained
     def tidy(context: dg.OpExecutionContext) -> None:
         from pipeline.exports import tidying
 

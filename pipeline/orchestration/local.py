@@ -1,28 +1,35 @@
 """A whole export from a terminal: the same jobs, in this process, through the same Dagster instance.
 
-No daemon is needed; one that runs beside it may take over, since both go by the same facts.
+No daemon is needed; one that runs beside it may take over, since both go by the same facts. Whatever ended
+an earlier command (SIGKILL, a full disk, a lost network), the next one goes on where the facts are.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import dagster as dg
-from dagster._core.execution.stats import StepEventStatus
-from dagster._core.utils import make_new_run_id
 
 from pipeline.config import Config, Source
-from pipeline.errors import ExportError, JobGone, KickoffRejected, StillRunning, VerificationFailed
+from pipeline.errors import (
+    ExportError,
+    JobGone,
+    KickoffRejected,
+    LakeError,
+    StillRunning,
+    VerificationFailed,
+)
 from pipeline.exports.closing import hold, reject
 from pipeline.exports.facts import TableCounts
 from pipeline.exports.identity import export_id_at
 from pipeline.exports.ledger import Facts
+from pipeline.exports.owner import Owner
 from pipeline.exports.session import Session, utc_now
+from pipeline.exports.standing import OpenExport, open_exports
 from pipeline.exports.state import (
+    AskAgain,
     Busy,
     Closed,
     Damaged,
@@ -34,14 +41,24 @@ from pipeline.exports.state import (
     Tidy,
     describe,
 )
+from pipeline.exports.successor import open_successor
 from pipeline.exports.tidying import tidy
 from pipeline.exports.watch import NotYet, look
 from pipeline.orchestration.factory import build_source
 from pipeline.orchestration.flat_assets import flat_step
+from pipeline.orchestration.heartbeat import Watch
+from pipeline.orchestration.instance import open_database
+from pipeline.orchestration.jobs_here import JobsHere
 from pipeline.orchestration.names import names_of
-from pipeline.orchestration.runs import announcement, process_tag, reap_dead_runs, session_in_daemon
+from pipeline.orchestration.runs import reap_dead_runs, session_in_daemon
 
 Say = Callable[[str], None]
+
+_EARLIER = 10
+"""Export runs that are looked at for something to give back: the newest."""
+
+_PATIENCE = 10
+"""Times that another run may be quicker, before we leave the export to it."""
 
 
 @dataclass(frozen=True)
@@ -58,69 +75,104 @@ class RunOutcome:
     export: why flat tables are missing."""
 
 
-def open_instance(config: Config) -> dg.DagsterInstance:
-    """The instance of DAGSTER_HOME; without one, that of the configuration's folder."""
-    os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "yes")
-    if not os.environ.get("DAGSTER_HOME"):
-        os.environ["DAGSTER_HOME"] = str(config.folder)
-    home = Path(os.environ["DAGSTER_HOME"]).absolute()
-    home.mkdir(parents=True, exist_ok=True)
-    if not (home / "dagster.yaml").exists():
-        (home / "dagster.yaml").write_text(_QUIET, encoding="utf-8")
-    os.environ["DAGSTER_HOME"] = str(home)
-    return dg.DagsterInstance.get()
+def run_source(
+    config: Config, source: Source, *, wait: bool, new: bool = False, say: Say = lambda _: None
+) -> RunOutcome:
+    """Goes on with the oldest open export run of the source; without one, or with `new`, opens one.
 
-
-_QUIET = """# Made by fhir-export. What belongs here: docs/operations.md of fhir-export-pipeline.
-telemetry:
-  enabled: false
-nux:
-  enabled: false
-run_monitoring:
-  enabled: true
-  free_slots_after_run_end_seconds: 60
-concurrency:
-  pools:
-    default_limit: 1
-"""
-
-
-def run_source(config: Config, source: Source, *, wait: bool, say: Say = lambda _: None) -> RunOutcome:
-    """Kicks off an export run, and with `wait` follows it until it is published or over.
-
-    Without a usable configuration or lake it raises; everything after an export id exists is in the outcome.
+    With `wait` it is followed until it is published or over; else it is asked for, where that is next.
+    Without a usable configuration or lake it raises; everything after an export is chosen is in the outcome.
     """
-    instance = open_instance(config)
-    for run_id in reap_dead_runs(instance, source):
-        say(f"run {run_id} was killed; it is marked as failed")
-    run = _Run(config, source, instance, say)
-    return run.follow(wait)
+    with open_database(config) as instance:
+        run = _Run(config, source, instance, say)
+        if wait:
+            run.tidy_earlier()
+        found = None if new else run.oldest_open()
+        if found is None:
+            run.open()
+            say(f"export {source.name}/{run.export_id}")
+        else:
+            run.take(found.export_id)
+            say(
+                f"going on with export {source.name}/{found.export_id}, which was open: "
+                f"{found.state}, {found.reason}"
+            )
+        return run.follow(wait)
+
+
+def follow_export(config: Config, source: Source, export_id: str, say: Say = lambda _: None) -> RunOutcome:
+    """Follows one export run until it is published or over, or cannot be gone on with. Raises `LakeError`."""
+    with open_database(config) as instance:
+        run = _Run(config, source, instance, say)
+        run.take(export_id)
+        return run.follow(wait=True)
 
 
 class _Run:
     def __init__(self, config: Config, source: Source, instance: dg.DagsterInstance, say: Say) -> None:
+        for run_id in reap_dead_runs(instance, source):
+            say(f"run {run_id} was killed; it is marked as failed")
         self.names = names_of(source)
         self.instance = instance
         self.source = source
         self.say = say
-        self.definitions = build_source(config, source)
+        self.jobs = JobsHere(instance, source.name, build_source(config, source), self.names.tags, say)
         self.session: Session = session_in_daemon(config, source, instance)
-        partitions = self.names.partitions.name or ""
-        taken = {*instance.get_dynamic_partitions(partitions), *self.session.ledger.export_ids()}
-        self.export_id = export_id_at(utc_now(), taken)
-        instance.add_dynamic_partitions(partitions, [self.export_id])
+        self.export_id = ""
         self.error: ExportError | None = None
         self.flat_error: ExportError | None = None
         """Why flat tables are missing although the export is published."""
         self.facts_before: Facts | None = None
         self.looks = 0
+        self.watch: Watch | None = None
+        self.in_vain = 0
+        """Times in a row that somebody else was at work, and the facts did not change."""
+
+    def tidy_earlier(self) -> None:
+        """What a command that was killed behind the receipt has not given back."""
+        for export_id in self.session.ledger.export_ids()[-_EARLIER:]:
+            facts = self.session.ledger.read(export_id)
+            if isinstance(self.session.next_step(facts), Tidy):
+                for given_back in tidy(self.session, export_id):
+                    self.say(f"{facts.label}: {given_back}")
+
+    def oldest_open(self) -> OpenExport | None:
+        return next(iter(open_exports(self.session)), None)
+
+    def open(self) -> None:
+        """A new export run; a partition without facts, of one that died before its first, is taken too."""
+        partitions = self.names.partitions.name or ""
+        taken = {*self.instance.get_dynamic_partitions(partitions), *self.session.ledger.export_ids()}
+        self.take(export_id_at(utc_now(), taken))
+
+    def take(self, export_id: str) -> None:
+        """Goes on with that export run; Dagster's database may be new, and has the partition then too."""
+        self.export_id = export_id
+        self.looks = 0
+        self.error = None
+        self.instance.add_dynamic_partitions(self.names.partitions.name or "", [export_id])
 
     def follow(self, wait: bool) -> RunOutcome:
-        self.say(f"export {self.source.name}/{self.export_id}")
-        while self._advance(wait):
-            if self.error is not None and self.facts_before == self.session.ledger.read(self.export_id):
-                break  # nothing could even be written down: trying again would not end
+        try:
+            while self._advance(wait) and not self._is_stuck():
+                pass
+        except LakeError as error:  # the facts could not be read or written
+            self.error = error
         return self._outcome()
+
+    def _is_stuck(self) -> bool:
+        """Whether trying again at once would not end: somebody has to look first."""
+        if isinstance(self.error, LakeError) and self.flat_error is None:
+            return True  # a full disk: what is landed stays, and attempts are not used up against it
+        if self.error is None or self.facts_before != self.session.ledger.read(self.export_id):
+            self.in_vain = 0
+            return False
+        if isinstance(self.error, StillRunning) and self.in_vain < _PATIENCE:
+            self.in_vain += 1
+            self.error = None
+            self._pause(2, "another run was quicker")
+            return False
+        return True  # nothing could even be written down
 
     def _advance(self, wait: bool) -> bool:
         """Does what is next; False when there is nothing more to do here."""
@@ -133,6 +185,9 @@ class _Run:
                 self._execute(self.names.kickoff_job)
                 # Before the intent was written nothing holds the export: the error is all there is.
                 return wait and bool(self.session.ledger.read(self.export_id).intents)
+            case AskAgain(_, cause):
+                self.take(open_successor(self.session, self.export_id))
+                self.say(f"asked again ({cause}): export {self.source.name}/{self.export_id}")
             case _ if not wait:
                 return False
             case Poll(overdue, _):
@@ -142,7 +197,7 @@ class _Run:
                 self._pause(wait_for, f"attempt {attempt} is next")
                 self._execute(self.names.ingest_job)
             case Busy(owner, what):
-                self._pause(2, f"run {owner.run_id} does the {what}; looking again")
+                self._wait_for(owner, what)
             case Hold():
                 hold(self.session, self.export_id, step)
             case Reject():
@@ -154,6 +209,15 @@ class _Run:
             case Closed() | Damaged():
                 return False
         return True
+
+    def _wait_for(self, owner: Owner, what: str) -> None:
+        if self.watch is None or self.watch.owner != owner:
+            self.say(f"run {owner.run_id} on {owner.host} does the {what}; waiting for it")
+            self.watch = Watch(self.instance, self.source.name, owner)
+        if self.watch.is_silent():
+            self.say(f"run {owner.run_id} has given no sign of life: {owner.host} is taken to be gone")
+            self.jobs.end(owner.run_id)
+        time.sleep(2)
 
     def _poll(self, facts: Facts, overdue: bool) -> None:
         seen = NotYet(0, None) if overdue else look(self.session, facts, self.looks)
@@ -171,34 +235,10 @@ class _Run:
 
     def _execute(self, job: str) -> None:
         """Runs a job here; what goes wrong is remembered, and what is next is read from the facts."""
-        self.error = None
         self.facts_before = self.session.ledger.read(self.export_id)
-        run_id = make_new_run_id()
-        listening = announcement.set(self.say)
-        try:
-            self.definitions.resolve_job_def(job).execute_in_process(
-                instance=self.instance,
-                partition_key=self.export_id,
-                run_id=run_id,
-                tags={**self.names.tags, **process_tag(run_id)},
-                # The event log has it all; the terminal belongs to `say`.
-                run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-                raise_on_error=True,
-            )
-        except ExportError as error:
-            self.error = error
-            self.say(str(error))
-        except Exception as error:  # noqa: BLE001 - the event log has the traceback, the outcome must be told
-            self.error = ExportError(f"unexpected {type(error).__name__}", f"Run {run_id} shows where")
-            self.say(str(self.error))
-        finally:
-            announcement.reset(listening)
-        failed_flat = self.error is not None and self._failed_in(run_id, flat_step(self.source))
+        run_id, self.error = self.jobs.run(job, self.export_id)
+        failed_flat = self.error is not None and self.jobs.failed_in(run_id, flat_step(self.source))
         self.flat_error = self.error if failed_flat else None
-
-    def _failed_in(self, run_id: str, step: str) -> bool:
-        stats = self.instance.get_run_step_stats(run_id, [step])
-        return any(each.status == StepEventStatus.FAILURE for each in stats)
 
     def _outcome(self) -> RunOutcome:
         facts = self.session.ledger.read(self.export_id)

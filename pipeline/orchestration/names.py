@@ -52,6 +52,14 @@ class Names:
         return f"{self.source}_tidy"
 
     @property
+    def retention_job(self) -> str:
+        return f"{self.source}_retention"
+
+    @property
+    def retention_schedule(self) -> str:
+        return f"{self.source}_retention_schedule"
+
+    @property
     def schedule(self) -> str:
         return f"{self.source}_schedule"
 

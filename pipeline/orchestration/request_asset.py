@@ -7,9 +7,11 @@ from datetime import timedelta
 import dagster as dg
 
 from pipeline.config import Config, Source
-from pipeline.exports.request import request_export, require_request
+from pipeline.exports.request import request_export
+from pipeline.orchestration.asset_metadata import request_metadata
 from pipeline.orchestration.names import names_of
 from pipeline.orchestration.runs import session_in_step
+from pipeline.unexpected import contained
 
 KICKOFF_SECONDS = 600
 """A kick-off run that takes longer is ended by run monitoring: it never blocks the next night."""
@@ -47,22 +49,10 @@ def build_request_asset(config: Config, source: Source) -> dg.AssetsDefinition:
             "finds the request that was accepted and sends nothing."
         ),
     )
+    @contained
     def export_request(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
         session = session_in_step(config, source, context.op_execution_context)
         facts = request_export(session, context.partition_key, _PATIENCE)
-        request = require_request(facts)
-        intent = next(each for each in facts.intents if each.number == request.intent)
-        return dg.MaterializeResult(
-            metadata={
-                "export_id": facts.export_id,
-                "status_url": dg.MetadataValue.text(request.status_url),
-                "accepted_at": request.at.isoformat(),
-                "parameters": dg.MetadataValue.json(
-                    {name: value for name, value in intent.parameters.items() if value}
-                ),
-                "since": intent.since_reason,
-                "requests_sent": len(facts.intents),
-            }
-        )
+        return dg.MaterializeResult(metadata=request_metadata(facts))
 
     return export_request

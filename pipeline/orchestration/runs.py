@@ -182,11 +182,19 @@ def reap_dead_runs(instance: dg.DagsterInstance, source: Source) -> list[str]:
     Their pool slots are freed, so that a killed kick-off never blocks the next (facts/dagster.md 8).
     """
     reaped = []
+    for run in dead_runs(instance, source):
+        instance.report_run_failed(run, message="the process of this run ended without a word")
+        instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+        reaped.append(run.run_id)
+    return reaped
+
+
+def dead_runs(instance: dg.DagsterInstance, source: Source) -> list[dg.DagsterRun]:
+    """Unfinished runs of the source whose process on this machine is certainly gone."""
     wanted = RunsFilter(statuses=_UNFINISHED, tags={SOURCE_TAG: source.name})
+    found = []
     for run in instance.get_runs(wanted, limit=50):
         tag = run.tags.get(PROCESS_TAG)
         if tag and _is_of(tag, run.run_id) and Owner.model_validate_json(tag).process_is_dead():
-            instance.report_run_failed(run, message="the process of this run ended without a word")
-            instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
-            reaped.append(run.run_id)
-    return reaped
+            found.append(run)
+    return found

@@ -9,6 +9,7 @@ from pipeline.exports.identity import export_id_at
 from pipeline.exports.standing import open_exports
 from pipeline.orchestration.names import names_of
 from pipeline.orchestration.runs import reap_dead_runs, session_in_daemon
+from pipeline.unexpected import contained
 
 
 def build_schedule(config: Config, source: Source) -> dg.ScheduleDefinition:
@@ -23,6 +24,7 @@ def build_schedule(config: Config, source: Source) -> dg.ScheduleDefinition:
         default_status=dg.DefaultScheduleStatus.STOPPED,
         description=f"Kicks off an export of {source.name}, {source.schedule} ({source.timezone}).",
     )
+    @contained
     def export_schedule(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
         reap_dead_runs(context.instance, source)
         export_id = export_id_at(context.scheduled_execution_time)

@@ -23,10 +23,13 @@ from pipeline.errors import ExportError
 from pipeline.exports.closing import hold, reject
 from pipeline.exports.ledger import Facts
 from pipeline.exports.session import Session
-from pipeline.exports.state import Closed, Hold, Ingest, KickOff, Poll, Reject, Tidy
+from pipeline.exports.state import AskAgain, Closed, Hold, Ingest, KickOff, Poll, Reject, Tidy
+from pipeline.exports.successor import open_successor
 from pipeline.exports.watch import NotYet, Ready, look
 from pipeline.orchestration.names import WORK_TAG, Names, names_of
 from pipeline.orchestration.runs import reap_dead_runs, session_in_daemon
+from pipeline.orchestration.state_observations import StateObservations
+from pipeline.unexpected import contained
 
 TICK_SECONDS = 15.0
 _EVERY_SECONDS = 5
@@ -41,6 +44,7 @@ def build_sensor(config: Config, source: Source, jobs: Sequence[Any]) -> dg.Sens
     names = names_of(source)
     settled: set[str] = set()
     looks = _Looks()
+    states = StateObservations(names)
 
     @dg.sensor(
         name=names.sensor,
@@ -49,10 +53,11 @@ def build_sensor(config: Config, source: Source, jobs: Sequence[Any]) -> dg.Sens
         default_status=dg.DefaultSensorStatus.RUNNING,
         description=f"Polls the exports of {source.name} that run on the server, at the server's pace.",
     )
+    @contained
     def status_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         reap_dead_runs(context.instance, source)
-        tick = _Tick(context, names, session_in_daemon(config, source, context.instance), settled, looks)
-        return tick.run()
+        session = session_in_daemon(config, source, context.instance)
+        return _Tick(context, names, session, settled, looks, states).run()
 
     return status_sensor
 
@@ -91,6 +96,7 @@ class _Tick:
     settled: set[str]
     """Exports that are closed, remembered while the code server lives: they are not read again."""
     looks: _Looks
+    states: StateObservations
     requests: list[dg.RunRequest] = field(default_factory=list)
     observations: list[dg.AssetObservation] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -120,6 +126,7 @@ class _Tick:
 
     def _attend(self, export_id: str, pacing: dict[str, dict[str, Any]]) -> None:
         facts = self.session.ledger.read(export_id)
+        self.observations += self.states.observe(self.context.instance, self.session, facts)
         step = self.session.next_step(facts)
         match step:
             case Closed(state):
@@ -136,6 +143,9 @@ class _Tick:
             case Reject():
                 reject(self.session, export_id, step)
                 self.context.log.error(f"{export_id} is rejected: {step.reason}")
+            case AskAgain(_, cause):
+                successor = open_successor(self.session, export_id)
+                self.notes.append(f"{export_id} ended without data ({cause}): {successor} asks again")
             case Tidy():
                 hour = f"{self.session.now():%Y%m%dT%H}"
                 self._request(export_id, self.names.tidy_job, f"tidy:{hour}", partitioned=False)

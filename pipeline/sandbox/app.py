@@ -28,7 +28,7 @@ def build_app(options: Options, base_url: str) -> ASGIApp:
     verifier = AssertionVerifier(options.jwks, options.client_id, base_url + "/auth/token")
     tokens = Tokens(verifier, registered, options.token_seconds or 300, options.expires_in)
     jobs = Jobs(options)
-    faults = Faults()
+    faults = Faults(jobs, tokens, options.faults)
     bulk = BulkExport(options, base_url, tokens, jobs)
     reads = Reads(options, base_url + "/fhir", base_url + "/auth/token", tokens, jobs)
     control = Control(jobs, tokens, faults)

@@ -67,7 +67,7 @@ class BulkExport:
             raise Refusal(400, "invalid", "Accept must be application/json")
         state = self._jobs.state_of(job)
         if state == "failed":
-            raise Refusal(500, "exception", "The export failed")
+            raise Refusal(job.failure or 500, "exception", "The export failed")
         if state == "complete":
             job.manifest_reads += 1
             return self._manifest_page(job, 1)

@@ -43,6 +43,10 @@ class Job:
     """The container that was asked for."""
     failure: int = 0
     """The HTTP status with which it fails when its time is over; 0: it does not."""
+    gone: int = 0
+    """The HTTP status of every request for it, once it is forgotten; 0: it is not."""
+    stuck: bool = False
+    """It stays in progress for ever (protocol fact 25)."""
     lengths: dict[int, int] = field(default_factory=dict)
     _polled: float | None = None
     _hasty: int = 0
@@ -101,8 +105,10 @@ class Jobs:
         return job
 
     def living(self, identifier: str) -> Job:
-        """The job with that id; Refusal 404 where there is none or it was deleted."""
+        """The job with that id; Refusal 404 where there is none or it was deleted, 404 or 410 once gone."""
         job = self.all.get(identifier)
+        if job is not None and job.gone:
+            raise Refusal(job.gone, "not-found", "There is no such export any more")
         if job is None or job.deleted:
             raise Refusal(404, "not-found", "There is no such export")
         return job
@@ -112,15 +118,28 @@ class Jobs:
         job.deleted = True
         self._save()
 
+    def doom(self, path: str, *, gone: int | None, stuck: bool, failed: int | None) -> bool:
+        """Let the job that a path names be gone, stuck or failed from now on; False where nothing changes."""
+        job = next((job for job in self.all.values() if job.id in path), None)
+        if job is None or not (gone or stuck or failed):
+            return False
+        job.gone, job.stuck = gone or 0, stuck
+        if failed:
+            job.failed, job.failure = True, failed
+        self._save()
+        return True
+
     def set_night(self, night: int) -> None:
         """Later kick-offs see the data of that night."""
         self.night = night
         self._save()
 
     def state_of(self, job: Job) -> str:
-        """deleted, failed, in-progress or complete."""
+        """deleted, gone, failed, in-progress or complete."""
         if job.deleted:
             return "deleted"
+        if job.gone:
+            return "gone"
         if job.failed:
             return "failed"
         if job.files is None or self.progress(job) < 1:
@@ -129,9 +148,10 @@ class Jobs:
 
     def progress(self, job: Job) -> float:
         """The share of the export time that has passed, 0 .. 1."""
+        most = 0.99 if job.stuck else 1.0
         if self._options.export_seconds <= 0:
-            return 1.0
-        return min(1.0, (time.time() - job.accepted) / self._options.export_seconds)
+            return most
+        return min(most, (time.time() - job.accepted) / self._options.export_seconds)
 
     def describe(self) -> list[dict[str, Any]]:
         """The jobs as the control endpoint lists them, oldest first."""
@@ -180,6 +200,9 @@ class Jobs:
                 "owner": job.owner,
                 "container": job.container,
                 "failure": job.failure,
+                "failed": job.failed,
+                "gone": job.gone,
+                "stuck": job.stuck,
             }
             for job in self.all.values()
         ]
@@ -205,6 +228,11 @@ class Jobs:
             job.deleted = kept["deleted"]
             job.asked = tuple((name, value) for name, value in kept["asked"])
             job.owner, job.container, job.failure = kept["owner"], kept["container"], kept["failure"]
+            job.failed, job.gone, job.stuck = (
+                kept.get("failed", False),
+                kept.get("gone", 0),
+                kept.get("stuck", False),
+            )
             self.all[job.id] = job
             if not job.deleted:
                 self._plan(job)

@@ -42,6 +42,7 @@ class Options:
     state: Path | None = None
     access_log: Path | None = None
     ready_file: Path | None = None
+    faults: Path | None = None
     until_stdin_closes: bool = False
     certificate: Path | None = None
     key: Path | None = None
@@ -98,6 +99,7 @@ _HELP = {
     "gzip": "accepted: as Content-Encoding where the client takes it; never; bare: without saying so",
     "state": "folder that keeps night and jobs over a restart",
     "access_log": "file for one JSON line per request",
+    "faults": "YAML file with a script of faults (docs/faults.md); POST /control replaces it",
     "ready_file": "written when connections are accepted: base_url and pid",
     "until_stdin_closes": "end when standard input closes, so that the server does not outlive its starter",
     "certificate": "PEM file of a certificate: makes it https",

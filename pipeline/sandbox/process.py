@@ -113,8 +113,8 @@ def start_sandbox(
 
     It also ends when this process does. `jwks` is a JWK Set, a file or a URL; further `options` are those of
     the command line, with underscores (`export_seconds=0.5`, `one_at_a_time=True`, ...). `stand_in` is
-    `--as`, `storage` may be a connection string, `token_keys` a JWK Set. Raises Unreachable where it does
-    not start.
+    `--as`, `storage` may be a connection string, `token_keys` a JWK Set, `faults` a list. Raises Unreachable
+    where it does not start.
     """
     folder = tempfile.TemporaryDirectory(prefix="sandbox-")
     path = Path(folder.name)
@@ -124,6 +124,8 @@ def start_sandbox(
         options["token_keys"] = _kept(path / "token-keys.json", json.dumps(options["token_keys"]))
     if isinstance(options.get("storage"), str) and "=" in options["storage"]:
         options["storage"] = _kept(path / "storage.txt", options["storage"])
+    if isinstance(options.get("faults"), list):
+        options["faults"] = _kept(path / "faults.yaml", json.dumps(options["faults"]))
     log = Path(options.pop("access_log", None) or path / "access.ndjson")
     ready = path / "ready.json"
     settings = {

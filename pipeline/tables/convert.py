@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from pipeline.errors import VerificationFailed
+from pipeline.lake.spool import discard
 from pipeline.tables import schema as schemas
 from pipeline.tables.blocks import Block, BlockCutter
 from pipeline.tables.parts import LocalPart, PartWriter, merge_parts
@@ -149,7 +150,7 @@ class Converter:
         for lane in self._lanes:
             lane.abort()
         for path in self._merged:
-            path.unlink(missing_ok=True)
+            discard(path)
 
     def _take(self, blocks: Iterator[Block]) -> None:
         for block in blocks:
@@ -202,7 +203,7 @@ class Converter:
             self._merged.append(path)
             mended.append(merge_parts([narrow.path for narrow, _ in run], path, schema))
             for narrow, _ in run:
-                narrow.path.unlink()
+                discard(narrow.path)
         return mended
 
     def _runs(self, schema: pa.Schema) -> list[list[tuple[LocalPart, int]]]:
@@ -284,7 +285,7 @@ class _Lane:
             self._writer.abort()
             self._writer = None
         for part, _ in self.parts:
-            part.path.unlink(missing_ok=True)
+            discard(part.path)
 
     def _flush(self) -> None:
         import pyarrow as pa

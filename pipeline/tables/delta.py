@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import LakeError, StillRunning, VerificationFailed
+from pipeline.lake.spool import discard
 from pipeline.tables import schema as schemas
 from pipeline.tables.parts import PartWriter
 from pipeline.tables.schema import PARTITION_COLUMN
@@ -184,6 +185,30 @@ def write_small_partition(
     )
 
 
+def empty_partition(
+    uri: str, *, export_id: str, attempt: int, storage_options: StorageOptions = None
+) -> bool:
+    """Take one export's rows out of a table, in one commit; False when it has none (or is no table).
+
+    `attempt` must be later than any that may still commit: such a one is refused then, where there were rows.
+    Raises as `commit_export` does.
+    """
+    table = _open(uri, storage_options)
+    if table is None or not _live(table, export_id):
+        return False
+    last = max(attempt, (table.transaction_version(_app_id(export_id)) or 0) + 1)
+    commit_export(
+        uri,
+        export_id=export_id,
+        attempt=last,
+        replaces_after=last - 1,
+        parts=(),
+        schema=_schema_of(table),
+        storage_options=storage_options,
+    )
+    return True
+
+
 def _staged(
     export_id: str, attempt: int, table: pa.Table, put: Callable[[Path, str], None], spool: Path
 ) -> list[StagedPart]:
@@ -196,7 +221,7 @@ def _staged(
     try:
         put(part.path, path)
     finally:
-        part.path.unlink(missing_ok=True)
+        discard(part.path)
     return [StagedPart(path, part.bytes, part.rows)]
 
 

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
 from pipeline.errors import LakeError, VerificationFailed
+from pipeline.lake.spool import discard
 from pipeline.tables import schema as schemas
 from pipeline.tables.sparse import SparseWriter, held_by
 
@@ -88,8 +89,10 @@ class PartWriter:
 
     def abort(self) -> None:
         """Remove the file, whatever state it is in."""
-        self.path.unlink(missing_ok=True)
-        self._file.close()
+        try:
+            self._file.close()
+        finally:
+            discard(self.path)
 
     def __enter__(self) -> PartWriter:
         return self

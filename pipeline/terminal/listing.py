@@ -58,6 +58,8 @@ def show_details(config: Config, found: ExportDetails) -> None:
         ("files", found.files),
         ("deleted", found.deleted),
         ("server's errors", ", ".join(f"{n} {severity}" for severity, n in found.error_entries.items())),
+        ("their codes", ", ".join(found.error_codes)),
+        ("chain", "; ".join(found.chain)),
         ("quarantined", f"{summary.quarantined:,} lines" if summary.quarantined else None),
         ("bad lines", ", ".join(found.quarantine[:_SHOWN_PATHS])),
         ("facts", f"{found.folder} in {config.lake}"),

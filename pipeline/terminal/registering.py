@@ -116,6 +116,7 @@ def apply(config: Config, source: Source, known: Known, asked: Applying) -> list
 
 def _apply_to_box(config: Config, source: Source, known: Known, asked: Applying) -> list[dict[str, Any]]:
     from pipeline.exports.connection import http_client
+    from pipeline.network.known_hosts import KnownHosts
     from pipeline.registration import box
 
     if asked.admin_token is None:
@@ -129,7 +130,7 @@ def _apply_to_box(config: Config, source: Source, known: Known, asked: Applying)
         )
     requests = [each for step in find(config, source, known).steps for each in step.requests]
     admin = box.administrator(config.secret(asked.admin_token))
-    with http_client() as http:
+    with http_client(KnownHosts.of([source.fhir_url])) as http:
         done = box.apply(http, requests, admin, replace=asked.replace, tell=say)
     for each in done:
         say(f"{each.what}: {each.outcome}")

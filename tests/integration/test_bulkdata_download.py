@@ -20,6 +20,7 @@ from test_bulkdata_protocol import TOKEN, Server, Token, client_of
 from pipeline.bulkdata.client import BulkClient
 from pipeline.bulkdata.decoding import decoded_blocks, lines
 from pipeline.bulkdata.downloads import verify
+from pipeline.bulkdata.limits import Limits
 from pipeline.bulkdata.manifest import ManifestFile
 from pipeline.bulkdata.policy import DownloadPolicy
 from pipeline.errors import (
@@ -423,7 +424,7 @@ def test_a_line_without_end_does_not_eat_the_memory(
             yield b"x" * (1 << 16)
 
     server.on("GET", "/f", lambda _: StreamingResponse(endless()))
-    client = client_of(server, http, longest_line=1 << 20)
+    client = client_of(server, http, limits=Limits(line_bytes=1 << 20))
     tracemalloc.start()
     try:
         with pytest.raises(VerificationFailed, match="line 1 is longer than 1048576 bytes"):

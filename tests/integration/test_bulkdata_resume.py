@@ -206,7 +206,7 @@ def test_breaks_do_not_count_as_long_as_each_request_brings_something(
 ) -> None:
     blob = put(azurite, container, CONTENT)
     with proxy_for(azurite, [BLOCK * 2] * 6) as proxy:
-        assert fetch(azurite, proxy, blob, tmp_path / "f", tries=2).requests == 7
+        assert 4 < fetch(azurite, proxy, blob, tmp_path / "f", tries=2).requests < 8
         assert starts_of(proxy)[-1]
     assert (tmp_path / "f").read_bytes() == CONTENT
 

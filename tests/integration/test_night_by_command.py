@@ -239,7 +239,7 @@ def test_two_publishes_at_the_same_time_leave_each_resource_once(
         assert site.ids_in(table_name(resource_type), second) == ids
 
 
-def test_a_run_killed_in_the_kick_off_does_not_block_the_next_one(tmp_path: Path) -> None:
+def test_a_run_killed_in_the_kick_off_is_gone_on_with_by_the_next_one(tmp_path: Path) -> None:
     with open_site(tmp_path) as site:
         site.sandbox.control(faults=[{"path": r"\$export", "delay": 60, "times": 1}])
         command = site.spawn(str(Path(__import__("sys").executable).parent / "fhir-export"), "run", "hosp")
@@ -249,7 +249,8 @@ def test_a_run_killed_in_the_kick_off_does_not_block_the_next_one(tmp_path: Path
         assert site.facts(killed).request is None
         outcome = site.run_night()
         assert outcome["state"] == "published"
-        assert outcome["export_id"] != killed
+        assert outcome["export_id"] == killed, "it was open: nothing else is opened beside it"
+        assert [intent.number for intent in site.facts(killed).intents] == [1, 2]
         statuses = {run.status for run in site.instance().get_runs()}
         assert statuses == {dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE}
 

@@ -251,3 +251,20 @@ def test_nothing_is_a_manifest_too() -> None:
 def test_a_file_is_named_without_its_url() -> None:
     assert ManifestFile("output", 3, "Patient", SIGNED).label == "output[3] (Patient)"
     assert ManifestFile("deleted", 0, None, SIGNED).label == "deleted[0]"
+
+
+def test_a_file_that_is_named_twice_is_one_file_over_all_pages() -> None:
+    """A server that lists a file again must not double its rows; another query is another file."""
+    first, other = "https://s/f/1?part=1", "https://s/f/1?part=2"
+    entries = [{"type": "Patient", "url": url, "count": 2} for url in (first, other, first)]
+    manifest = assemble([page(output=entries), page(output=[entries[1]])])
+    assert [(file.index, file.url) for file in manifest.files] == [(0, first), (1, other)]
+    assert manifest.repeated == 2
+    stored = assemble([redacted_page(each) for each in manifest.pages])
+    assert [file.index for file in stored.files] == [0, 1]
+
+
+def test_a_file_that_is_named_twice_in_two_ways_is_refused() -> None:
+    entries = [{"type": "Patient", "url": "https://s/f/1", "count": count} for count in (2, 3)]
+    with pytest.raises(VerificationFailed, match="twice"):
+        parse_manifest(page(output=entries))

@@ -54,6 +54,7 @@ GOOD: dict[str, tuple[Any, Any]] = {
     "first_poll": (0.5, 0.5),
     "longest_poll": (600, 600.0),
     "empty_result_is_404": (True, True),
+    "partial_below": (0.5, 0.5),
     "downloads": ("storage", "storage"),
     "range_resume": (False, False),
     "error_files": ("optional", "optional"),

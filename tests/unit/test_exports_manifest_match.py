@@ -105,3 +105,57 @@ def test_any_order_and_signature_gives_each_file_its_own_again(
     for each in stored:
         other = found[each.kind, each.index]
         assert (without_query(other.url), other.type, other.count) == (each.url, each.type, each.count)
+
+
+@given(FILES, st.randoms(use_true_random=False), st.integers(0, 8))
+def test_new_paths_are_matched_by_position_and_never_with_the_bytes_of_another_file(
+    files: list[tuple[str, int | None, str]], chance: random.Random, moved: int
+) -> None:
+    """Reordered, signed anew, and some under new paths: right or refused, never swapped."""
+    stored = numbered([output(0, f"{index}-{each[0]}", *each[1:]) for index, each in enumerate(files)])
+    order = list(range(len(files)))
+    for _ in range(moved):
+        chance.shuffle(order)
+    renamed = {index for index in order if chance.random() < 0.3}
+    live = numbered(
+        [
+            output(
+                0,
+                f"new-{chance.random()}" if index in renamed else f"{index}-{files[index][0]}",
+                *files[index][1:],
+                query=f"sig={index}",
+            )
+            for index in order
+        ]
+    )
+    try:
+        found = match(stored, live)
+    except VerificationFailed:
+        assert any(order[place] != place for place in renamed), "in its place it is found again"
+        return
+    assert sorted(each.url for each in found.values()) == sorted(each.url for each in live), "each once"
+    for index, each in enumerate(stored):
+        other = found[each.kind, each.index]
+        assert (other.kind, other.type, other.count) == (each.kind, each.type, each.count)
+        if index not in renamed:
+            assert without_query(other.url) == each.url
+        else:
+            assert other.index == index
+
+
+def test_a_file_at_a_new_path_is_not_taken_for_one_that_moved() -> None:
+    """`a` has landed already: matched by place alone, its bytes would come twice and those of `b` never."""
+    stored = [output(0, "a"), output(1, "b")]
+    live = [output(0, "b"), output(1, "new-a")]
+    with pytest.raises(VerificationFailed, match="changed"):
+        match(stored, live)
+
+
+def test_the_same_file_listed_twice_stays_two_files() -> None:
+    """Protocol 32: a server may list one URL twice."""
+    stored = [output(0, "a"), output(1, "a"), output(2, "b", 2)]
+    live = numbered([output(0, "b", 2, query="x"), output(1, "a", query="y"), output(2, "a", query="z")])
+    found = match(stored, live)
+    assert sorted(each.url for each in found.values()) == sorted(each.url for each in live)
+    with pytest.raises(VerificationFailed):
+        match(stored, [output(0, "a"), output(1, "b", 2), output(2, "b", 2)])

@@ -12,6 +12,7 @@ import pytest
 
 from pipeline.config import Config
 from pipeline.errors import ConfigError, LakeError, StillRunning
+from pipeline.exports.advice import in_words as words_of
 from pipeline.exports.facts import (
     AttemptError,
     Claim,
@@ -22,10 +23,11 @@ from pipeline.exports.facts import (
     Request,
     TableCounts,
 )
-from pipeline.exports.overview import details, find_export, in_words, summaries, watching_session
+from pipeline.exports.ledger import Facts
+from pipeline.exports.overview import details, find_export, summaries, watching_session
 from pipeline.exports.owner import Owner, this_process
 from pipeline.exports.session import Session
-from pipeline.exports.state import Closed, Ingest, KickOff, Poll, Tidy
+from pipeline.exports.state import Closed, Ingest, KickOff, Poll, Step, Tidy
 from pipeline.terminal.cancelling import cancel
 
 START = datetime(2026, 1, 31, 2, tzinfo=UTC)
@@ -152,13 +154,17 @@ def test_damaged_facts_are_shown_not_hidden(session: Session) -> None:
     assert "backup" in found.next_step
 
 
+def in_words(step: Step, now: datetime) -> str:
+    return words_of(step, now, Facts("hosp_a", ID))
+
+
 def test_times_of_the_next_step_are_told_only_while_they_lie_ahead() -> None:
     assert in_words(KickOff(2, "x", after(5)), START) == "kick-off request 2 at 2026-01-31 02:05:00 UTC"
     assert in_words(KickOff(2, "x", after(5)), after(6)) == "kick-off request 2"
     assert in_words(Ingest(3, "x"), START) == "ingest, attempt 3"
     assert in_words(Poll(False), START) == "ask the server how far it is"
     assert in_words(Tidy(True, True), START) == "release the job on the server and drop the raw bytes"
-    assert "new export run" in in_words(Closed("gone"), START)
+    assert "fhir-export run hosp_a" in in_words(Closed("gone"), START)
 
 
 # --- names -------------------------------------------------------------------------------------------

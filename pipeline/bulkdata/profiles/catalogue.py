@@ -19,6 +19,7 @@ _MICROSOFT = Profile(
     type_filter_needs_type=True,
     type_filter_commas=False,
     first_poll=10.0,
+    partial_below=0.8,  # a job that the system cancels answers 200 with part of its files (protocol fact 22)
 )
 _AIDBOX = Profile(
     name="aidbox",
@@ -45,6 +46,7 @@ PROFILES: dict[str, Profile] = {
             empty_result_is_404=True,
             range_resume=False,
             error_files="optional",
+            partial_below=None,
         ),
         _AIDBOX,
         replace(_AIDBOX, name="smartbox", base_path="/tenant/{tenant}/bulk-api"),

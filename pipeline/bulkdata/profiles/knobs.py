@@ -65,6 +65,13 @@ def _positive(value: object) -> float:
     return seconds
 
 
+def _share(value: object) -> float:
+    share = _seconds(value)
+    if not 0 < share <= 1:
+        raise ValueError
+    return share
+
+
 def _text(form: re.Pattern[str]) -> Callable[[object], str]:
     def read(value: object) -> str:
         if not isinstance(value, str) or not form.fullmatch(value):
@@ -134,6 +141,7 @@ def _or(values: tuple[str, ...], word: str = "or") -> str:
 FLAG = Form("true or false", _flag)
 SECONDS = Form("seconds, above 0 and at most a day", _positive)
 LAG = _or_null(Form("seconds, at most a day", _seconds))
+SHARE = _or_null(Form("a share, above 0 and at most 1", _share))
 SCOPE = Form("scopes with single spaces between them", _text(_SCOPE))
 BASE_PATH = Form("a path that begins with /, with at most one {tenant} in it, or an empty text", _path)
 TOKEN_PATH = _or_null(Form("a path that begins with /", _token_path))

@@ -18,6 +18,7 @@ from pipeline.bulkdata.profiles.knobs import (
     SCOPE,
     SECONDS,
     SENTENCE,
+    SHARE,
     TOKEN_PATH,
     TYPES,
     Form,
@@ -181,6 +182,16 @@ class Profile:
         metadata=knob(
             "Whether a status answer 404 without an OperationOutcome means: finished, nothing to export.",
             FLAG,
+        ),
+    )
+
+    partial_below: float | None = field(
+        default=None,
+        metadata=knob(
+            "A full export with a type that has less than this share of the lines of the last whole one "
+            "counts as partial, for servers that give no sign of a job that they cut short; null: not "
+            "compared.",
+            SHARE,
         ),
     )
 

@@ -47,7 +47,7 @@ def build(options: Options, addresses: Addresses) -> Served:
     tokens = AidboxTokens(options, registry, base + "/auth/token")
     exports = AidboxExports(options, addresses, path, tokens)
     reads = Reads(options, base + own_path, base + "/auth/token", tokens.bearers, exports.jobs)
-    faults = Faults()
+    faults = Faults(exports.jobs, tokens.bearers, options.faults)
     control = Control(exports.jobs, tokens.bearers, faults)
     admin = ["GET", "PUT", "DELETE"]
     app = Starlette(

@@ -53,7 +53,7 @@ def build(options: Options, addresses: Addresses) -> Served:
     exports = ApimExports(options, shown, addresses.storage_url, gate)
     sign_in = SignIn(options, front + "/auth/token", base + _PREFIX, audience, issuer, gate)
     reads = Reads(options, base + _PREFIX, shown + "/auth/token", gate, exports.jobs)
-    faults = Faults()
+    faults = Faults(exports.jobs, gate, options.faults)
     control = Control(exports.jobs, gate, faults)
 
     async def smart_configuration(_request: Request) -> Response:

@@ -39,7 +39,7 @@ def build(options: Options, addresses: Addresses) -> Served:
     storage = None if options.storage is None else BlobStorage(options.storage)
     exports = AzureExports(options, base, gate, storage)
     reads = Reads(options, base, None, gate, exports.jobs)
-    faults = Faults()
+    faults = Faults(exports.jobs, gate, options.faults)
     control = Control(exports.jobs, gate, faults)
     app = Starlette(
         routes=[

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import LakeError, VerificationFailed
+from pipeline.lake.spool import discard
 from pipeline.tables.flat import reference
 from pipeline.tables.flat.column import ELEMENT, INDEX, Branch, FlatTable
 from pipeline.tables.flat.place import Place, quoted, root, with_members
@@ -53,7 +54,7 @@ def flatten_tables(
                 cutter.run(connection, groups)
     except BaseException:
         for part in (part for made in written.values() for part in made):
-            part.path.unlink(missing_ok=True)
+            discard(part.path)
         raise
     return written
 

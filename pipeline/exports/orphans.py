@@ -1,0 +1,198 @@
+"""Files of a source that nothing refers to: what kills, full disks and repeated attempts leave behind.
+
+What is referenced is told by facts and Delta logs alone, and every doubt counts as a reference. Files are
+listed first and references read afterwards: what becomes referenced in between is seen.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal
+
+from pipeline.errors import ExportError
+from pipeline.exports.identity import is_export_id
+from pipeline.exports.ledger import Facts
+from pipeline.exports.owner import Owner
+from pipeline.exports.session import Session
+from pipeline.exports.state import Busy, Closed, Tidy, is_open
+from pipeline.lake.lake import UNFINISHED, Stored
+
+Kind = Literal["raw", "rejected", "part", "quarantine", "unfinished"]
+
+REJECTED = "rejected"
+"""Below an export's raw folder: the bytes of files that failed verification."""
+
+_PART = re.compile(r"^tables/(?P<table>[^/]+)/(?P<path>export_id=(?P<export_id>[^/]+)/[^/]+\.parquet)$")
+_OF_EXPORT = re.compile(r"^(?P<kind>raw|quarantine)/(?P<export_id>[^/]+)/(?P<rest>.+)$")
+_COMMIT = re.compile(r"^tables/(?P<table>[^/]+)/_delta_log/\d{20}\.json$")
+
+
+@dataclass(frozen=True)
+class Orphan:
+    """A file that may go."""
+
+    kind: Kind
+    path: str
+    """From the lake's root."""
+    bytes: int
+    export_id: str | None
+    """The export run that it was written for; None where its name does not tell."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What may go, and what is not looked at, in words: each doubt with its reason."""
+
+    orphans: tuple[Orphan, ...]
+    left_alone: tuple[str, ...]
+    facts: Mapping[str, Facts] = field(default_factory=dict)
+    """Of the exports that orphans were written for, as they were when this was found out."""
+
+
+@dataclass(frozen=True)
+class _References:
+    """What the facts of one export run name."""
+
+    facts: Facts
+    raw: frozenset[str]
+    parts: frozenset[str]
+    """`<table>/<path below it>`."""
+    quarantine: frozenset[str]
+    rejected: bool
+    """Whether the bytes of its rejected files are still of use to somebody."""
+
+
+def find_orphans(session: Session, before: datetime) -> Found:
+    """The files of the source that were written before that moment and that nothing refers to.
+
+    Readers of older versions of a table keep what was taken out of it after `before`. Raises `LakeError`
+    when the lake cannot be listed.
+    """
+    listed = session.lake.stored(session.source.name)
+    search = _Search(session, listed, before)
+    orphans = tuple(search.orphans())
+    of_orphans = {each.export_id for each in orphans}
+    facts = {export_id: kept.facts for export_id, kept in search.kept.items() if export_id in of_orphans}
+    return Found(orphans, tuple(search.left_alone), facts)
+
+
+class _Search:
+    def __init__(self, session: Session, listed: Mapping[str, Stored], before: datetime) -> None:
+        self.session = session
+        self.listed = listed
+        self.before = before
+        self.kept: dict[str, _References] = {}
+        self.left_alone: list[str] = []
+        self._untouchable: set[str] = set()
+        self._tables: dict[str, set[str] | None] = {}
+
+    def orphans(self) -> Iterator[Orphan]:
+        source = self.session.source.name
+        for name, stored in self.listed.items():
+            if stored.modified < self.before and (what := self._unreferenced(name)):
+                yield Orphan(what[0], f"{source}/{name}", stored.bytes, what[1])
+
+    def _unreferenced(self, name: str) -> tuple[Kind, str | None] | None:
+        """What a file is, when nothing refers to it."""
+        if "/_delta_log/" in name:
+            return None
+        if name.rpartition("/")[2].startswith(UNFINISHED):
+            return "unfinished", None
+        if part := _PART.match(name):
+            kept = self._references(part["export_id"])
+            if kept is None or f"{part['table']}/{part['path']}" in kept.parts:
+                return None
+            shown = self._shown(part["table"])
+            return None if shown is None or part["path"] in shown else ("part", part["export_id"])
+        if found := _OF_EXPORT.match(name):
+            kept = self._references(found["export_id"])
+            return None if kept is None else self._of_export(kept, name, found)
+        return None
+
+    def _of_export(
+        self, kept: _References, name: str, found: re.Match[str]
+    ) -> tuple[Kind, str | None] | None:
+        export_id = found["export_id"]
+        path = f"{self.session.source.name}/{name}"
+        if found["kind"] == "quarantine":
+            return None if path in kept.quarantine else ("quarantine", export_id)
+        if found["rest"].startswith(f"{REJECTED}/"):
+            return None if kept.rejected else ("rejected", export_id)
+        return None if path in kept.raw else ("raw", export_id)
+
+    def _references(self, export_id: str) -> _References | None:
+        """None where everything of that export stays."""
+        if export_id not in self.kept and export_id not in self._untouchable:
+            try:
+                self.kept[export_id] = self._read(export_id)
+            except ExportError as doubt:
+                self._untouchable.add(export_id)
+                self.left_alone.append(f"export {export_id}: {doubt.cause}")
+        return self.kept.get(export_id)
+
+    def _read(self, export_id: str) -> _References:
+        """Raises `ExportError` where nothing of the export may be touched."""
+        if not is_export_id(export_id):
+            raise ExportError("that is not the id of an export run")
+        ledger = self.session.ledger
+        facts = ledger.read(export_id)
+        if facts.damaged:
+            raise ExportError(f"facts that cannot be read: {', '.join(facts.damaged)}")
+        if not facts.intents:
+            raise ExportError("files without the facts of an export run; somebody has moved the facts")
+        step = self.session.next_step(facts)
+        owner = step.owner if isinstance(step, Busy) else self._at_work(facts)
+        if owner is not None:
+            raise ExportError(f"run {owner.run_id} is at work on it")
+        unsettled = is_open(facts, step) or step == Closed("held")
+        publishable = unsettled or isinstance(step, Tidy) or step == Closed("published")
+        # What the last receipt's attempt has staged is live, or was replaced before it went live.
+        staged = [each for each in ledger.staged(export_id) if each.attempt > facts.settled_attempt]
+        staged = staged if publishable else []
+        quarantine = {path for receipt in facts.receipts for path in receipt.quarantine}
+        quarantine |= {path for publication in facts.publications for path in publication.quarantine}
+        return _References(
+            facts=facts,
+            raw=frozenset(batch.raw for batch in ledger.landed(export_id)),
+            parts=frozenset(
+                f"{part.table or batch.type}/{part.path}" for batch in staged for part in batch.parts
+            ),
+            quarantine=frozenset(quarantine | {part.path for batch in staged for part in batch.quarantine}),
+            rejected=unsettled or self._ended(facts) >= self.before,
+        )
+
+    def _at_work(self, facts: Facts) -> Owner | None:
+        """Who ingests it by hand: that is no step of ours for an export that is closed."""
+        claim = facts.last_claim
+        if claim is None or claim.number <= facts.settled_attempt or claim.number in facts.attempt_errors:
+            return None
+        return None if self.session.is_dead(claim.owner) else claim.owner
+
+    def _ended(self, facts: Facts) -> datetime:
+        ends = [closing.at for closing in facts.closings.values()]
+        return max([*ends, *(receipt.at for receipt in facts.receipts)], default=self.before)
+
+    def _shown(self, table: str) -> set[str] | None:
+        """What a table's log keeps; None where that cannot be told, so that everything stays."""
+        if table not in self._tables:
+            try:
+                self._tables[table] = self._kept_by_log(table)
+            except ExportError as doubt:
+                self._tables[table] = None
+                self.left_alone.append(f"table {table}: {doubt.cause}")
+        return self._tables[table]
+
+    def _kept_by_log(self, table: str) -> set[str]:
+        from pipeline.tables.kept import shown_paths, taken_out_by
+
+        log = f"tables/{table}/_delta_log/"
+        if not any(name.startswith(log) for name in self.listed):
+            return set()  # nothing was ever committed
+        kept = shown_paths(self.session.table_uri(table), self.session.lake.storage_options)
+        for name, stored in self.listed.items():
+            if (found := _COMMIT.match(name)) and found["table"] == table and stored.modified >= self.before:
+                kept |= taken_out_by(self.session.lake.read(f"{self.session.source.name}/{name}") or b"")
+        return kept
