@@ -38,7 +38,7 @@ CHAOS_JOBS ?= 2
 RESULTS ?= chaos-results.jsonl
 
 chaos: setup tests/azurite/node_modules/.installed ## seeded faults and kills: make chaos SEEDS=200 SEED_FROM=0; results are appended to RESULTS
-	PYTHONPATH=tests $(BIN)/python -m chaos --seeds $(SEEDS) --from $(SEED_FROM) --jobs $(CHAOS_JOBS) --results $(RESULTS)
+	PYTHONPATH=tests:tests/integration $(BIN)/python -m chaos --seeds $(SEEDS) --from $(SEED_FROM) --jobs $(CHAOS_JOBS) --results $(RESULTS)
 
 defences: setup tests/azurite/node_modules/.installed ## takes each defence out of a copy and sees that a test notices; an hour
 	$(BIN)/python scripts/remove_defences.py --jobs 2

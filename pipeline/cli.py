@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -641,6 +640,9 @@ def main() -> None:
 
 def _exit_code(arguments: Sequence[str]) -> int:
     """Whatever goes wrong becomes one message and a code; only `--debug` shows a traceback."""
+    from pipeline.log_redaction import keep_logs_clean
+
+    keep_logs_clean()
     try:
         app(args=list(arguments), prog_name="fhir-export")
     except SystemExit as end:
@@ -661,11 +663,12 @@ def _exit_code(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:  # noqa: BLE001 - the last resort of a program
+        from pipeline.unexpected import SHOW_TEXTS, place, told
+
         if "--debug" in arguments:
-            traceback.print_exc()
-        # The text of a foreign error may hold anything, content and secrets too.
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        say(f"error: unexpected {type(error).__name__} in {Path(where.filename).name}, line {where.lineno}")
+            # The text of a foreign error may hold anything, content and secrets too.
+            sys.stderr.write(told(error, with_texts=os.environ.get(SHOW_TEXTS) == "1") + "\n")
+        say(f"error: unexpected {type(error).__name__} in {place(error)}")
         say("  -> run it again as `fhir-export --debug ...` to see more, and report it")
         return 1
     return 0

@@ -24,11 +24,10 @@ from pipeline.bulkdata.byterate import WINDOW, ByteRate
 from pipeline.bulkdata.content import CutShort
 from pipeline.bulkdata.downloads import Downloaded
 from pipeline.bulkdata.exchange import LONGEST_ANSWER, Exchange, Reply
-from pipeline.bulkdata.http_logs import keep_logs_clean
 from pipeline.bulkdata.limits import Limits
 from pipeline.bulkdata.locations import is_elsewhere, resolve
 from pipeline.bulkdata.manifest import ManifestFile, next_page
-from pipeline.bulkdata.outcome import describe, read_json, read_outcome
+from pipeline.bulkdata.outcome import describe, describe_kind, read_json, read_outcome
 from pipeline.bulkdata.pages import Pages
 from pipeline.bulkdata.parameters import KickoffParameters, encode_query
 from pipeline.bulkdata.policy import DownloadPolicy
@@ -51,6 +50,7 @@ from pipeline.errors import (
     Unreachable,
     VerificationFailed,
 )
+from pipeline.log_redaction import keep_logs_clean
 from pipeline.retry_after import pace
 
 _FHIR_JSON = "application/fhir+json"
@@ -276,4 +276,4 @@ class BulkClient:
 
 
 def _short(reply: Reply) -> str:
-    return describe(reply.body) if reply.status >= 400 else "no JSON object"
+    return describe_kind(reply.body) if reply.status >= 400 else "no JSON object"

@@ -5,11 +5,13 @@ Every text that leaves here has passed through `clean`.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
 import pydantic_core
 
+from pipeline.bulkdata.issue_codes import ISSUE_CODES
 from pipeline.redaction import clean
 
 # FHIR R4 issue-type: `transient` and those of its children that do pass (`exception` is what servers say for
@@ -65,6 +67,17 @@ class Outcome:
         parts = [": ".join(part for part in (each.code, each.text) if part) for each in self.issues]
         return clean("; ".join(part for part in parts if part)) or "an OperationOutcome without issues"
 
+    @property
+    def codes(self) -> str:
+        """What of it may be repeated where it speaks of data: FHIR's own codes, in a line.
+
+        Its texts may name patients.
+        """
+        if self.terminal:
+            return "export operation failed"
+        codes = dict.fromkeys(each.code if each.code in ISSUE_CODES else "other" for each in self.issues)
+        return ", ".join(codes) or "an OperationOutcome without issues"
+
 
 def read_outcome(body: bytes) -> Outcome | None:
     """The body's OperationOutcome, None when it holds none. Never raises."""
@@ -95,6 +108,26 @@ def describe(body: bytes) -> str:
     if looks_like_markup(body):
         return "an HTML page" if _is_html(body) else "an XML document"
     return clean(body[:4096].decode("utf-8", "replace")) or "an unreadable body"
+
+
+def describe_kind(body: bytes) -> str:
+    """What kind of answer an error body is, without a word of its texts: for answers about data.
+
+    A server's explanation of what went wrong with its data may name patients (issue codes cannot).
+    """
+    value = read_json(body) if body.strip() else None
+    if not isinstance(value, dict):
+        return describe(body) if not body.strip() or looks_like_markup(body) else "a text"
+    outcome = outcome_of(value)
+    if outcome is not None:
+        return outcome.codes
+    source = value["error"] if isinstance(value.get("error"), dict) else value
+    code = next((source[name] for name in _CODES if isinstance(source.get(name), str)), "")
+    return code if _CODE.fullmatch(code) else "a JSON body"
+
+
+_CODES = ("error", "code", "Code", "Id")
+_CODE = re.compile(r"[A-Za-z][A-Za-z0-9_-]{1,39}")
 
 
 def read_json(body: bytes) -> Any:

@@ -12,47 +12,10 @@ from typing import Any
 import ndjson
 
 from pipeline.bulkdata.decoding import lines
+from pipeline.bulkdata.issue_codes import ISSUE_CODES
 from pipeline.errors import VerificationFailed
 
 SEVERITIES = ("fatal", "error", "warning", "information")
-
-ISSUE_CODES = frozenset(
-    {
-        "invalid",
-        "structure",
-        "required",
-        "value",
-        "invariant",
-        "security",
-        "login",
-        "unknown",
-        "expired",
-        "forbidden",
-        "suppressed",
-        "processing",
-        "not-supported",
-        "duplicate",
-        "multiple-matches",
-        "not-found",
-        "deleted",
-        "too-long",
-        "code-invalid",
-        "extension",
-        "too-costly",
-        "business-rule",
-        "conflict",
-        "transient",
-        "lock-error",
-        "no-store",
-        "exception",
-        "timeout",
-        "incomplete",
-        "throttled",
-        "informational",
-        "success",
-    }
-)
-"""FHIR's own; whatever else stands there may be text."""
 
 _TARGET = re.compile(
     r"(?:^|/)(?P<type>[A-Z][A-Za-z]{1,63})/(?P<id>[A-Za-z0-9\-._~]{1,256})(?:/_history/[^/?#]+)?$"

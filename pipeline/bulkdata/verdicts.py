@@ -12,7 +12,14 @@ from pipeline.auth.origins import printable
 from pipeline.bulkdata.answers import Complete, Failed, Gone, InProgress, RetryLater, StatusAnswer, Throttled
 from pipeline.bulkdata.exchange import Reply
 from pipeline.bulkdata.manifest import Manifest
-from pipeline.bulkdata.outcome import describe, looks_like_markup, outcome_of, read_json, read_outcome
+from pipeline.bulkdata.outcome import (
+    describe,
+    describe_kind,
+    looks_like_markup,
+    outcome_of,
+    read_json,
+    read_outcome,
+)
 from pipeline.bulkdata.profiles import Profile
 from pipeline.errors import (
     AuthError,
@@ -72,14 +79,14 @@ def status_verdict(reply: Reply, profile: Profile) -> StatusAnswer | Page:
     """
     outcome = read_outcome(reply.body)
     if outcome is not None and outcome.terminal:
-        return Failed(reply.status, outcome.text)
+        return Failed(reply.status, outcome.codes)
     if reply.status == 202:
         return InProgress(reply.retry_after(), progress(reply.headers.get("x-progress")))
     if reply.status == 200:
         return _finished(reply)
     if reply.status in (401, 403):
         raise refused_sign_in(reply)
-    reason = f"HTTP {reply.status}: {describe(reply.body)}"
+    reason = f"HTTP {reply.status}: {describe_kind(reply.body)}"
     if reply.status in _PASSING or reply.status < 400 or (outcome is not None and outcome.transient):
         return RetryLater(reply.retry_after(), reason)
     if reply.status in (404, 410):
@@ -99,9 +106,7 @@ def delete_verdict(reply: Reply) -> bool:
         return True
     if reply.status in (401, 403):
         raise refused_sign_in(reply)
-    what = (
-        f"the release of {printable(reply.url)} was answered with HTTP {reply.status}: {describe(reply.body)}"
-    )
+    what = f"the release of {printable(reply.url)} was answered with HTTP {reply.status}: {describe_kind(reply.body)}"
     if reply.status in _PASSING or reply.status >= 500:
         raise Unreachable(what, "Trying again may help.", reply.retry_after())
     raise ServerRefused(what, "The job stays on the server until it expires there.")
@@ -148,8 +153,8 @@ def _finished(reply: Reply) -> StatusAnswer | Page:
     if outcome is None:
         return Page(value, reply.headers.get("expires"), len(reply.body))
     if outcome.failed and not outcome.transient:
-        return Failed(200, outcome.text)
-    return RetryLater(reply.retry_after(), outcome.text)
+        return Failed(200, outcome.codes)
+    return RetryLater(reply.retry_after(), outcome.codes)
 
 
 def _kickoff_advice(status: int) -> str:

@@ -88,7 +88,7 @@ def _record(session: Session, attempt: Attempt, error: BaseException) -> None:
         kind=type(error).__name__,
         # Asked too early, or stopped by an operator: no failure of the export.
         counts=isinstance(error, Exception) and not isinstance(error, StillRunning),
-        transient=isinstance(error, Unreachable),
+        transient=isinstance(error, Unreachable | LakeError),  # a full disk passes, too
         retry_at=session.now() + timedelta(seconds=wait) if wait else None,
     )
     try:

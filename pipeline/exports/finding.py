@@ -9,7 +9,8 @@ from typing import Literal
 from pipeline.errors import ExportError
 
 Severity = Literal["error", "warning", "note"]
-"""error: data is missing or wrong, or work stands still; warning: somebody has to look; note: mends itself."""
+"""error: data is missing or wrong, or work stands still; warning: somebody has to look; note: it mends
+itself."""
 
 _ORDER = ("error", "warning", "note")
 

@@ -234,11 +234,11 @@ def match(stored: Sequence[ManifestFile], live: Sequence[ManifestFile]) -> dict[
 
 def _at_position(file: ManifestFile, left: dict[FileKey, ManifestFile]) -> ManifestFile:
     other = left.get((file.kind, file.index))
-    was = f"{file.kind} file {file.index} was {file.type} with {file.count} lines, and is"
+    was = f"{file.label} was there with {file.count} lines, and is"
     if other is None:
         raise _changed(f"{was} not to be found now")
     if (file.type, file.count) != (other.type, other.count):
-        raise _changed(f"{was} {other.type} with {other.count} now")
+        raise _changed(f"{was} {other.label} with {other.count} now")
     return other
 
 

@@ -70,7 +70,12 @@ def _published(session: Session) -> list[tuple[str, int]]:
     for export_id in reversed(session.ledger.export_ids()[-2 * _NEWEST :]):
         facts = session.ledger.read(export_id)
         busy = facts.last_claim is not None and not session.is_dead(facts.last_claim.owner)
-        if facts.receipt and not busy and "withdrawn" not in facts.closings and len(found) < _NEWEST:
+        if (
+            facts.receipt
+            and not busy
+            and not facts.closings.keys() & {"withdrawing", "withdrawn"}
+            and len(found) < _NEWEST
+        ):
             found.append((export_id, facts.receipt.attempt))
     return found
 

@@ -34,7 +34,7 @@ def open_instance(config: Config) -> dg.DagsterInstance:
     if not os.environ.get("DAGSTER_HOME"):
         os.environ["DAGSTER_HOME"] = str(config.folder)
     home = Path(os.environ["DAGSTER_HOME"]).absolute()
-    home.mkdir(parents=True, exist_ok=True)
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not (home / "dagster.yaml").exists():
         (home / "dagster.yaml").write_text(_QUIET, encoding="utf-8")
     os.environ["DAGSTER_HOME"] = str(home)

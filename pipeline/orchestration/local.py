@@ -264,6 +264,8 @@ def _closing_error(state: str, reason: str) -> ExportError | None:
         "rejected": KickoffRejected,
         "gone": JobGone,
         "cancelled": JobGone,
+        "withdrawing": JobGone,
+        "withdrawn": JobGone,
         "ingesting": StillRunning,
         "requesting": StillRunning,
     }

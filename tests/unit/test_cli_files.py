@@ -63,7 +63,7 @@ def test_an_unexpected_error_is_one_line_without_its_text(
     monkeypatch.setattr("pipeline.terminal.ndjson_files.convert_files", broken)
     assert exit_code("convert", __file__, "--out", "x") == 1
     said = capsys.readouterr().err
-    assert "unexpected ValueError in test_cli_files.py" in said
+    assert "unexpected ValueError in cli.py" in said
     assert "Wilhelmina" not in said
     assert "Traceback" not in said
     assert exit_code("--debug", "convert", __file__, "--out", "x") == 1
