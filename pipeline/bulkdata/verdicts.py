@@ -106,7 +106,8 @@ def delete_verdict(reply: Reply) -> bool:
         return True
     if reply.status in (401, 403):
         raise refused_sign_in(reply)
-    what = f"the release of {printable(reply.url)} was answered with HTTP {reply.status}: {describe_kind(reply.body)}"
+    said = describe_kind(reply.body)
+    what = f"the release of {printable(reply.url)} was answered with HTTP {reply.status}: {said}"
     if reply.status in _PASSING or reply.status >= 500:
         raise Unreachable(what, "Trying again may help.", reply.retry_after())
     raise ServerRefused(what, "The job stays on the server until it expires there.")
