@@ -74,10 +74,11 @@ class DownloadPolicy:
     def route(self, url: str, fhir_url: str, requires_access_token: bool | None) -> Route:
         """How this file is asked for. Raises DownloadRefused for one that must not be asked for at all."""
         require_secure(url, error=DownloadRefused)
-        self.known_hosts(fhir_url).check(url, DownloadRefused)
         if self.storage is not None and self.storage.covers(url):
             return Route(bearer=False, storage=None if is_signed(url) else self.storage)
-        return Route(self.bearer_goes(url, fhir_url, requires_access_token))
+        bearer = self.bearer_goes(url, fhir_url, requires_access_token)
+        self.known_hosts(fhir_url).check(url, DownloadRefused)
+        return Route(bearer)
 
     def bearer_goes(self, url: str, fhir_url: str, requires_access_token: bool | None) -> bool:
         """Whether the request for this file, which is none of `storage`, carries the token.

@@ -118,7 +118,9 @@ def _judge(site: Site, course: Course, reader: Reader) -> dict[str, Any]:
             sightings,
             data_may_end="disk full" in course.events or any(CATALOGUE[kind].data_may_end for kind in used),
             lines_altered=any(CATALOGUE[kind].alters for kind in used),
-            answers_lost=site.used.get("kick-off done and 500", 0),
+            answers_lost=sum(
+                site.used.get(each, 0) for each in ("kick-off done and 500", "kick-off without address")
+            ),
         )
         patients = _patients(truth, site)
     finally:

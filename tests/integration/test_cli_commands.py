@@ -225,7 +225,7 @@ def test_the_jwk_set_is_served_with_a_lifetime_until_ctrl_c(tmp_path: Path, key:
             assert answer.headers["Content-Type"] == "application/json"
         assert keys == [PemSigner.from_file(key, "ES384").public_jwk()]
         server.send_signal(signal.SIGINT)
-        assert server.wait(10) == 130
+        assert server.wait(10) in (0, 130)  # asyncio may have ended its work before it takes the signal
         assert "Traceback" not in server.stderr.read()
     finally:
         server.kill()

@@ -220,7 +220,7 @@ CASES = [
     nothing("failed", "ended the job with HTTP 500", {"path": STATUS, "failed": 500}),
     nothing(
         "failed, as Microsoft says it",
-        "ended the job with HTTP 429.*export operation failed for reason",
+        "ended the job with HTTP 429.*export operation failed",
         {
             "path": STATUS,
             "status": 429,

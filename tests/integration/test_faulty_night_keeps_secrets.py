@@ -358,7 +358,7 @@ def around(data: bytes, what: bytes) -> bytes:
 def test_the_search_finds_what_is_there(nights: Nights) -> None:
     """Against a search that cannot fail: the raw files hold the names."""
     raw = b"".join(
-        path.read_bytes() for path in (nights.site.lake / "hosp" / "raw").rglob("*.ndjson") if path.is_file()
+        path.read_bytes() for path in (nights.site.lake / "hosp" / "raw").rglob("*") if path.is_file()
     )
     assert any(each.encode() in raw for each in content(nights.site))
     assert NEEDLES[0].encode() in raw

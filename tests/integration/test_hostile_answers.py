@@ -35,7 +35,8 @@ from pipeline.network.known_hosts import KnownHosts
 LINE = b'{"resourceType":"Patient","id":"1"}\n'
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 OK = HEAD + b"Content-Length: %d\r\n\r\n%s" % (len(LINE), LINE)
-LITTLE_MEMORY = 220 << 20
+LITTLE_MEMORY = 150 << 20
+"""Beyond what the same request takes when its answer is small."""
 """Bytes that the whole process may take: Python with the client's imports takes some 80 MB of them."""
 
 
@@ -282,6 +283,12 @@ def measured(server: RawServer, body: str) -> tuple[str, int]:
     return said, memory
 
 
+def usual_memory(server: RawServer, ask: str) -> int:
+    """The peak where the answer is a few bytes: mostly what is imported."""
+    server.answer = sending(OK)
+    return measured(server, ask)[1]
+
+
 @pytest.mark.parametrize("encoding", ["gzip", "gzip, gzip, gzip"])
 @pytest.mark.parametrize(
     "ask",
@@ -303,7 +310,7 @@ def test_an_answer_that_unpacks_to_gigabytes_costs_little_memory(
         bomb,
     )
     _, memory = measured(server, ask)
-    assert memory < LITTLE_MEMORY
+    assert memory < usual_memory(server, ask) + LITTLE_MEMORY
 
 
 def test_a_manifest_that_unpacks_to_gigabytes_stops_at_its_limit(server: RawServer) -> None:
@@ -311,7 +318,8 @@ def test_a_manifest_that_unpacks_to_gigabytes_stops_at_its_limit(server: RawServ
     server.answer = sending(HEAD + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(bomb), bomb)
     said, memory = measured(server, 'here.bulk(At, http).status(f"{At.fhir}/s")')
     assert said.startswith("VerificationFailed")
-    assert memory < LITTLE_MEMORY + (600 << 20)  # the limit's 256 MB, and their copy
+    usual = usual_memory(server, 'here.bulk(At, http).status(f"{At.fhir}/s")')
+    assert memory < usual + LITTLE_MEMORY + (600 << 20)  # the limit's 256 MB, and their copy
 
 
 def bombs() -> dict[str, bytes]:
@@ -340,9 +348,10 @@ def test_a_file_that_is_a_bomb_is_refused_once(
     said, memory = measured(server, ask)
     assert said.startswith("VerificationFailed"), said
     assert "downloads.limits.ratio" in said or "line 1 is longer" in said
-    assert memory < LITTLE_MEMORY + (300 << 20)  # a line may have 256 MB
     assert len(server.requests) == 1
-    assert sum(each.stat().st_size for each in tmp_path.iterdir()) <= len(wire)
+    stored = list(tmp_path.iterdir())
+    assert memory < usual_memory(server, ask) + LITTLE_MEMORY + (300 << 20)  # a line may have 256 MB
+    assert sum(each.stat().st_size for each in stored) <= len(wire)
 
 
 def test_trailing_garbage_after_gzip_is_damage(server: RawServer, tmp_path: Path) -> None:
@@ -367,9 +376,9 @@ def test_nothing_hangs_in_a_thread(server: RawServer) -> None:
         with pytest.raises(Unreachable):
             bulk(server, http, answer_seconds=0.3).status(f"{server.fhir}/s")
         server.answer = sending(OK)
-        assert bulk(server, http, answer_seconds=0.3).read("Patient/1").status == 200
+        assert bulk(server, http, answer_seconds=0.3).read("Patient/1").http_status == 200
         time.sleep(0.35)
-        assert bulk(server, http, answer_seconds=0.3).read("Patient/1").status == 200
+        assert bulk(server, http, answer_seconds=0.3).read("Patient/1").http_status == 200
     assert threading.current_thread().is_alive()
 
 
