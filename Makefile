@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# Many tests wait for daemons and servers: half as many again as there are cores.
+TEST_WORKERS ?= $(shell $(PYTHON) -c 'import os; print(max(2, (os.cpu_count() or 2) * 3 // 2))')
 
 .PHONY: help setup demo test chaos defences dev lint types lock benchmark clean
 
@@ -30,7 +32,7 @@ tests/azurite/node_modules/.installed: tests/azurite/package-lock.json .venv/.in
 	@touch $@
 
 test: setup tests/azurite/node_modules/.installed lint types ## lint, types, all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_WORKERS)
 
 SEEDS ?= 20
 SEED_FROM ?= 0
