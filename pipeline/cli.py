@@ -505,7 +505,7 @@ def doctor(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Find contradictions between lake, tables and Dagster, and say how to mend each. Exits with 4 for any.
+    """Find contradictions between lake, tables and Dagster, and how to mend each. Exits with 4 for any error.
 
     Data is never touched, with --repair neither. Example: fhir-export doctor hosp_a
     """
