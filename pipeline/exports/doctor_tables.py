@@ -129,4 +129,6 @@ def _strangers(
             found.add("note", "publish-cut", where, what, f"nothing: attempt {step.attempt} finishes it")
         else:
             mend = f"remove the cause, then `fhir-export retry {where}`: it finishes the publish"
+            if step != Closed("held"):
+                mend = f"`fhir-export withdraw {where}` takes them back"
             found.add("error", "publish-cut", where, what, mend)

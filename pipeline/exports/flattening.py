@@ -231,6 +231,8 @@ def _commit(
         path = part_path(export_id, origin)
         session.lake.put_file(part.path, f"{session.table(table.name)}/{path}")
         staged.append(StagedPart(path, part.bytes, part.rows))
+    if session.ledger.read(export_id).closings.keys() & {"withdrawing", "withdrawn"}:
+        raise VerificationFailed(f"export {export_id} is withdrawn", "Its flat tables are not made")
     older = max(last, origin * _MAKINGS)
     try:
         commit = commit_export(

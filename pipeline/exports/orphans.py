@@ -91,6 +91,9 @@ class _Search:
 
     def orphans(self) -> Iterator[Orphan]:
         source = self.session.source.name
+        for name, stored in self.listed.items():  # facts before logs: a publish in between is in the log
+            if stored.modified < self.before and (found := _PART.match(name) or _OF_EXPORT.match(name)):
+                self._references(found["export_id"])
         for name, stored in self.listed.items():
             if stored.modified < self.before and (what := self._unreferenced(name)):
                 yield Orphan(what[0], f"{source}/{name}", stored.bytes, what[1])
@@ -106,7 +109,9 @@ class _Search:
             if kept is None or f"{part['table']}/{part['path']}" in kept.parts:
                 return None
             shown = self._shown(part["table"])
-            return None if shown is None or part["path"] in shown else ("part", part["export_id"])
+            if shown is None or part["path"] in shown or self._was_cut(part["table"], shown, kept.facts):
+                return None
+            return "part", part["export_id"]
         if found := _OF_EXPORT.match(name):
             kept = self._references(found["export_id"])
             return None if kept is None else self._of_export(kept, name, found)
@@ -174,6 +179,18 @@ class _Search:
     def _ended(self, facts: Facts) -> datetime:
         ends = [closing.at for closing in facts.closings.values()]
         return max([*ends, *(receipt.at for receipt in facts.receipts)], default=self.before)
+
+    def _was_cut(self, table: str, shown: set[str], facts: Facts) -> bool:
+        """Whether a log shows less of an export than its receipt: it was lost, or restored from before."""
+        receipt = None if facts.closings.keys() & {"withdrawing", "withdrawn"} else facts.receipt
+        counts = receipt.tables.get(table) if receipt else None
+        there = sum(path.startswith(f"export_id={facts.export_id}/") for path in shown)
+        if counts is None or there >= counts.parts:
+            return False
+        doubt = f"table {table}: its log lacks parts of {facts.export_id} that the receipt counts"
+        if doubt not in self.left_alone:
+            self.left_alone.append(doubt)
+        return True
 
     def _shown(self, table: str) -> set[str] | None:
         """What a table's log keeps; None where that cannot be told, so that everything stays."""

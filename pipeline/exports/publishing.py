@@ -136,7 +136,7 @@ def _compared(session: Session, attempt: Attempt, staged: Sequence[StagedBatch])
             lines.update(batch.tables_of(file))
             lines.update(file.bad)
     for export_id in reversed(session.ledger.export_ids()):
-        if export_id == attempt.export_id:
+        if export_id >= attempt.export_id:
             continue
         earlier = session.ledger.read(export_id)
         if earlier.receipt and partial_rules.is_measure(earlier, wanted):

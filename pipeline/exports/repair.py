@@ -74,12 +74,15 @@ def withdraw(session: Session, export_id: str) -> list[str]:
     facts = session.ledger.read(export_id)
     _require_free(session, facts)
     if "withdrawn" in facts.closings:
-        return [f"{facts.label} is withdrawn already"]
+        late = take_back(session, facts)  # rows that a run of then has brought since
+        done = [f"{table}: the rows of this export are taken back" for table in late]
+        return [*done, f"{facts.label} is withdrawn already"]
     _require_last(session, facts)
     close(session, export_id, "withdrawing", _BY_HAND)
     facts = session.ledger.read(export_id)
     _require_free(session, facts)  # a run that began meanwhile finds out before it publishes
-    taken = _take_back(session, facts)
+    _require_last(session, facts)  # so does a kick-off that took its watermark meanwhile
+    taken = take_back(session, facts)
     done = [f"{table}: the rows of this export are taken back" for table in taken]
     if facts.request and facts.released is None and not facts.closings.keys() & {"gone"}:
         problem = give_back(session, facts)
@@ -109,22 +112,22 @@ def _require_free(session: Session, facts: Facts) -> None:
 
 def _require_last(session: Session, facts: Facts) -> None:
     """What came later from where this one ended has not what this one brought: it would be lost for good."""
-    receipt = facts.receipt
-    if receipt is None or receipt.watermark is None:
+    marks = {receipt.watermark for receipt in facts.receipts} - {None}
+    if not marks:
         return
     for export_id in session.ledger.export_ids():
         later = session.ledger.read(export_id)
-        over = (later.closings and not later.receipt) or "withdrawn" in later.closings
+        over = (later.closings.keys() - {"held"} and not later.receipt) or "withdrawn" in later.closings
         if export_id == facts.export_id or over or is_full(later):
             continue
-        if any(intent.parameters.get("since") == receipt.watermark for intent in later.intents):
+        if any(intent.parameters.get("since") in marks for intent in later.intents):
             raise ConfigError(
                 f"{later.label} began where {facts.label} ended",
                 f"Withdraw that one first: `fhir-export withdraw {later.label}`",
             )
 
 
-def _take_back(session: Session, facts: Facts) -> list[str]:
+def take_back(session: Session, facts: Facts) -> list[str]:
     """Empties what readers can see of it, the line that calls it whole first; the tables that had rows."""
     from pipeline.tables.delta import empty_partition
 

@@ -185,6 +185,10 @@ def _ask(session: Session, facts: Facts, number: int) -> Facts:
     name = "intent.json" if number == 1 else f"intent-{number:04d}.json"
     if not session.ledger.write(export_id, name, intent):
         raise StillRunning(f"another run is asking for {facts.label} at this moment")
+    if kickoff_parameters(session)[0].since != parameters.since:  # withdrawn since: it would leave a hole
+        moved = Unreachable("the watermark moved while the request was prepared", "It is asked again")
+        _note(session, export_id, number, moved)
+        raise moved
     try:
         session.connection.sign_in()
     except ConfigError as error:  # asking again changes nothing

@@ -75,7 +75,7 @@ def next_step(facts: Facts, now: datetime, policy: Policy, is_dead: Callable[[Ow
     overdue = now > deadline_of(facts, facts.request, policy)
     failures = counted_failures(facts)
     # Past the deadline one more attempt finds out whether there is anything to ingest, and ends it if not.
-    given_up = overdue and _is_passing(facts) and facts.manifest is not None
+    given_up = overdue and (_is_passing(facts) or _came_too_early(facts)) and facts.manifest is not None
     if failures >= policy.max_attempts or given_up:
         return Hold(f"{failures or 'all'} attempts failed; the last one: {last_reason(facts)}")
     if claim is None or _came_too_early(facts):

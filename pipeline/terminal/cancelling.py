@@ -16,6 +16,7 @@ def cancel(session: Session, export_id: str) -> str:
     """
     from pipeline.exports.closing import close
     from pipeline.exports.manifests import cancel_export
+    from pipeline.exports.repair import take_back
 
     facts = session.ledger.read(export_id)
     step = session.next_step(facts)
@@ -39,6 +40,7 @@ def cancel(session: Session, export_id: str) -> str:
         close(session, export_id, "cancelled", REASON, advice)
         return f"{facts.label} is cancelled; the server had accepted no request. {advice}".rstrip(" .")
     problem = cancel_export(session, export_id, REASON)
+    take_back(session, facts)  # of a publish that was killed half-way
     if problem is None:
         return f"{facts.label} is cancelled, and the job on the server is deleted"
     return f"{facts.label} is cancelled here. The job may still run on the server: {problem.cause}"

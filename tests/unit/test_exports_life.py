@@ -224,6 +224,14 @@ def test_passing_trouble_past_the_deadline_is_ended_by_one_attempt_more_where_no
     assert isinstance(step_of(replace(facts, manifest=manifest()), hours=25), Hold)
 
 
+def test_a_job_that_runs_again_behind_its_manifest_is_held_at_the_deadline() -> None:
+    """Polled for ever otherwise: an attempt that finds it at work is no failure (protocol 25)."""
+    early = failures(1, kind="StillRunning", counts=False)
+    facts = replace(ACCEPTED, manifest=manifest(), claims=claims(1), attempt_errors=early)
+    assert isinstance(step_of(facts), Poll)
+    assert isinstance(step_of(facts, hours=25), Hold)
+
+
 def test_trouble_with_the_status_is_told_while_it_lasts() -> None:
     facts = replace(ACCEPTED, looks=(LookFact(at=after(1), reason="HTTP 403: forbidden"),))
     state, reason = describe(facts, step_of(facts), after(2))
