@@ -8,7 +8,9 @@ files. Three processes fetch it, one after the other:
 - `a loop`: what one would write otherwise: each file into a folder, then all of it by DuckDB into Parquet.
 
 `--large` fetches five files of 500 MB instead. Fails above 5 ms of CPU time a file beyond the transfer, above
-100 Parquet parts, or when memory grows (issue 5). Memory is the process's own high water (Linux only).
+100 Parquet parts, or when memory grows (issue 5). Memory is the process's own high water (Linux only), of a
+whole ingest of so many files and of another one of a quarter of them. Flat is not constant: every entry
+of the manifest is in memory, with its URL, while files are fetched.
 """
 
 from __future__ import annotations
@@ -32,9 +34,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 CPU_LIMIT = 5.0
 """Milliseconds a file beyond the transfer, into a local lake (issue 5)."""
 PARTS_LIMIT = 100
-GROWTH_LIMIT = 1.5
-"""Peak of the whole run against its peak at a quarter of the files."""
+GROWTH_LIMIT = 5.0
+"""Kilobytes of peak memory for each further file, from a quarter of the files on.
 
+Entries of the manifest take 2; it was 8.4 in all while publishing held the facts of every file parsed.
+"""
 CONCURRENCY = 4
 TYPES = ("Patient", "Observation")
 EXPORT = "20260101T020000Z"
@@ -199,16 +203,7 @@ def measured_ours(_base: str, files: int, folder: Path) -> dict[str, float]:
     from pipeline.exports.tidying import release
 
     config = load_config(folder / "exports.yaml")
-    peaks: dict[int, float] = {}
-    staged = 0
-
-    def log(words: str) -> None:
-        nonlocal staged
-        if found := re.search(r": (\d+) files, ", words):
-            staged += int(found[1])
-            peaks[staged] = _peak()
-
-    session = Session(config, config.source(None), this_process("benchmark"), log=log)
+    session = Session(config, config.source(None), this_process("benchmark"), log=lambda _: None)
     request_export(session, EXPORT)
     started = _peak()
     before = _cpu()
@@ -224,7 +219,6 @@ def measured_ours(_base: str, files: int, folder: Path) -> dict[str, float]:
         receipt = write_receipt(session, attempt, manifest)
     release(session, EXPORT)
     assert receipt.files == files and not receipt.quarantined
-    quarter = next((peak for at, peak in sorted(peaks.items()) if at >= files / 4), 0.0)
     return {
         "cpu": _cpu() - before,
         "staging": landed - before,
@@ -232,7 +226,6 @@ def measured_ours(_base: str, files: int, folder: Path) -> dict[str, float]:
         "bytes": receipt.decoded_bytes,
         "parts": sum(table.parts for table in publication.tables.values()),
         "started": started,
-        "quarter": quarter,
         "peak": _peak(),
     }
 
@@ -322,8 +315,10 @@ def main() -> int:
             return _show_large(ours(base, files, folder / "ours", azurite=options.azurite))
         transfer = in_own_process("transfer", base, files, folder / "transfer")
         done = ours(base, files, folder / "ours", azurite=options.azurite)
+        with server(files // 4) as fewer:
+            few = ours(fewer, files // 4, folder / "few", azurite=options.azurite)
         loop = in_own_process("a loop", base, files, folder / "loop")
-    return _show(files, transfer, done, loop, local=not options.azurite)
+    return _show(files, transfer, {**done, "quarter": few["peak"]}, loop, local=not options.azurite)
 
 
 def _show(
@@ -346,9 +341,10 @@ def _show(
         f"ours beyond the transfer: {beyond:.2f} ms of CPU a file, {per_file(done['staging']):.2f} in staging"
     )
     print(f"against the loop: {done['cpu'] / loop['cpu']:.2f} times its CPU")
+    growth = (done["peak"] - done["quarter"]) * 1000 / (files - files // 4)
     print(
-        f"peak memory: {done['started']:.0f} MB before, {done['quarter']:.0f} MB at a quarter of the files, "
-        f"{done['peak']:.0f} MB at the end"
+        f"peak memory: {done['started']:.0f} MB before, {done['quarter']:.0f} MB with a quarter of the files,"
+        f" {done['peak']:.0f} MB with all: {growth:.1f} kB a further file"
     )
     print(f"Parquet parts: {done['parts']:.0f}")
     problems = []
@@ -356,8 +352,8 @@ def _show(
         problems.append(f"more than {CPU_LIMIT} ms of CPU a file")
     if done["parts"] >= PARTS_LIMIT:
         problems.append(f"{PARTS_LIMIT} Parquet parts or more")
-    if done["peak"] > done["quarter"] * GROWTH_LIMIT:
-        problems.append("memory grows")
+    if growth > GROWTH_LIMIT:
+        problems.append(f"memory grows by more than {GROWTH_LIMIT} kB a file")
     for problem in problems:
         print(problem)
     return bool(problems)

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pipeline.redaction import HIDDEN, hide
+from pipeline.redaction import HIDDEN, beginning, hide
 from pipeline.unexpected import harmless, print_uncaught, told
 
 LONGEST_MESSAGE = 32_000
@@ -70,7 +70,7 @@ def _clean_message(record: logging.LogRecord) -> None:
 def _safe(text: str) -> str:
     if _ANSWER_HEADERS in text:
         text = f"{text.partition(_ANSWER_HEADERS)[0]}{_ANSWER_HEADERS}{HIDDEN})"
-    return hide(text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]}... (cut)")
+    return hide(text if len(text) <= LONGEST_MESSAGE else f"{beginning(text, LONGEST_MESSAGE)}... (cut)")
 
 
 def _safe_arguments(arguments: Any) -> Any:

@@ -136,7 +136,7 @@ class ClientCertificate:
     @classmethod
     def from_pem(cls, pem: bytes) -> ClientCertificate:
         """From a PEM with both, in any order, with or without the chain. Raises ConfigError."""
-        remember(pem)
+        remember(pem, lasting=True)
         key = _key_in(pem)
         public = _public_bytes(key.public_key())
         for certificate in _certificates_in(pem):
@@ -178,7 +178,7 @@ def _secret(value: str) -> str:
     stripped = value.strip()  # a file ends in a newline, a secret does not
     if not stripped:
         raise ConfigError("auth.client_secret is blank", "Store the secret's value, as Entra showed it once.")
-    remember(stripped)
+    remember(stripped, lasting=True)
     return stripped
 
 

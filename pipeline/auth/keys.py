@@ -45,7 +45,7 @@ def load_private_key(pem: bytes, algorithm: Algorithm, password: bytes | None = 
 
     Raises ConfigError when it is no private key, wants another password, or does not fit.
     """
-    remember(pem)
+    remember(pem, lasting=True)
     key = _decode(pem, password)
     check_fits(key, algorithm)
     return key

@@ -9,15 +9,13 @@ import httpx
 
 from pipeline.errors import AuthError, ServerRefused
 from pipeline.network.allowance import allowed
-from pipeline.network.bodies import ACCEPTED, pieces
+from pipeline.network.bodies import ACCEPTED, OF_THE_TRANSFER, pieces
 
 LONGEST_ANSWER = 60.0
 """Seconds: an answer that drips for ever breaks no timeout of a single read."""
 
 LARGEST_ANSWER = 1 << 20
 """Bytes; what is behind them is not read."""
-
-_OF_THE_TRANSFER = frozenset({"content-encoding", "content-length", "transfer-encoding"})
 
 
 def ask(http: httpx.Client, method: str, url: str, **options: Any) -> httpx.Response:
@@ -36,7 +34,7 @@ def ask(http: httpx.Client, method: str, url: str, **options: Any) -> httpx.Resp
     except ServerRefused as error:
         raise AuthError(error.cause, error.advice) from None
     # What was read is decoded: httpx would decode it again.
-    headers = [(name, value) for name, value in answer.headers.multi_items() if name not in _OF_THE_TRANSFER]
+    headers = [(name, value) for name, value in answer.headers.multi_items() if name not in OF_THE_TRANSFER]
     return httpx.Response(answer.status_code, headers=headers, content=content, request=answer.request)
 
 

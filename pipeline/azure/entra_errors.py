@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from pipeline.azure.root_causes import silent_host, trouble_of_transport
 from pipeline.errors import AuthError, Unreachable
 from pipeline.redaction import clean
 
@@ -169,6 +170,10 @@ def identity_error(error: Exception, what: str = "Azure") -> AuthError | Unreach
     `what` names whom the token was for. To be raised `from None`: the original may hold tokens. Anything
     that azure-identity lets through (a token file that is missing, an answer that is no JSON) is told too.
     """
+    trouble, host = trouble_of_transport(error), silent_host(error)
+    if trouble is not None:
+        server = f"https://{host}" if host else "the identity endpoint"
+        return Unreachable(f"no token for {what}: {server} cannot be reached: {trouble[0]}", f"{trouble[1]}.")
     text = _text(error)
     said = clean(_BOILERPLATE.sub("", text), token_length=64)
     cause = f"no token for {what} ({said})" if said else f"no token for {what} ({type(error).__name__})"

@@ -231,7 +231,7 @@ class _BySas:
     sas: _Renewed[str] = field(repr=False)
 
     def for_blob(self, _container: str, _blob: str) -> tuple[str, Mapping[str, str]]:
-        remember(sas := self.sas.value())
+        remember(sas := self.sas.value(), lasting=True)
         return sas, {}
 
 
@@ -246,7 +246,7 @@ class _ByAccountKey:
     def for_blob(self, container: str, blob: str) -> tuple[str, Mapping[str, str]]:
         from azure.storage.blob import BlobSasPermissions, generate_blob_sas
 
-        remember(key := self.connection.value()["accountkey"])
+        remember(key := self.connection.value()["accountkey"], lasting=True)
         sas = generate_blob_sas(
             self.account,
             container,

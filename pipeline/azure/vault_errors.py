@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import ssl
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
+from pipeline.azure.root_causes import PRIVATE_AUTHORITY, chain, silent_host, trouble_of_transport
 from pipeline.config import KeyVaultAuth
 from pipeline.errors import AuthError, ConfigError, ExportError, Unreachable
 from pipeline.redaction import clean
@@ -204,14 +204,11 @@ def _not_its_domain(error: ValueError, where: Vault) -> ExportError:
 
 
 def _no_answer(error: AzureError) -> tuple[str, str]:
-    text = ""
-    for root in _chain(error):
+    text, trouble = "", trouble_of_transport(error)
+    if trouble is not None:
+        return trouble
+    for root in chain(error):
         text += f" {type(root).__name__} {root}"
-        if isinstance(root, ssl.SSLCertVerificationError):
-            return (
-                f"its certificate is not trusted ({clean(root.verify_message)})",
-                "For a private authority set SSL_CERT_FILE and REQUESTS_CA_BUNDLE to its certificate",
-            )
         if isinstance(root, socket.gaierror):
             return _UNKNOWN_HOST
         if isinstance(root, ConnectionRefusedError):
@@ -219,23 +216,16 @@ def _no_answer(error: AzureError) -> tuple[str, str]:
     if "NameResolution" in text or "name or service not known" in text.lower():
         return _UNKNOWN_HOST
     if "certificate verify failed" in text.lower():
-        return (
-            "its certificate is not trusted",
-            "For a private authority set SSL_CERT_FILE and REQUESTS_CA_BUNDLE to its certificate",
-        )
+        return "its certificate is not trusted", PRIVATE_AUTHORITY
     return "no answer came", "Check the network and firewall between this machine and the vault"
 
 
 def _silent_host(error: AzureError, where: Vault) -> str:
     """The vault, or Entra, which is asked on the way."""
-    for root in _chain(error):
-        url = getattr(getattr(root, "request", None), "url", None)
-        host = (
-            urlsplit(url).netloc if isinstance(url, str) else getattr(getattr(root, "conn", None), "host", "")
-        )
-        if host:
-            return f"Key Vault {where.url}" if host in urlsplit(where.url).netloc else f"https://{host}"
-    return f"Key Vault {where.url}"
+    host = silent_host(error)
+    if host is None or host in urlsplit(where.url).netloc:
+        return f"Key Vault {where.url}"
+    return f"https://{host}"
 
 
 _UNKNOWN_HOST = (
@@ -246,16 +236,3 @@ _UNKNOWN_HOST = (
 
 def _is_passing(status: int) -> bool:
     return status in _PASSING or (status >= 500 and status != 501)
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    ahead: list[BaseException | None] = [error]
-    told: set[int] = set()
-    while ahead:
-        seen = ahead.pop()
-        if seen is None or id(seen) in told:
-            continue
-        told.add(id(seen))
-        yield seen
-        inner = [getattr(seen, "inner_exception", None), getattr(seen, "reason", None), *seen.args]
-        ahead += [seen.__context__, seen.__cause__, *(e for e in inner if isinstance(e, BaseException))]

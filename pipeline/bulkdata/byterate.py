@@ -1,10 +1,14 @@
-"""Whether a body comes too slowly: one that drips breaks no timeout of a single read."""
+"""Whether a file comes too slowly: one that drips breaks no timeout of a single read."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+
+import httpx
+
+from pipeline.network.allowance import allowed
 
 WINDOW = 60.0
 """Seconds over which the rate is averaged."""
@@ -34,3 +38,19 @@ class ByteRate:
         slow = self._bytes < self.slowest * passed
         self._since, self._bytes = self._since + passed, 0
         return slow
+
+
+def in_time(answer: httpx.Response, window: float) -> Iterator[bytes]:
+    """The bytes of a body as they come: gathered into blocks a slow one would hang.
+
+    Chunk sizes, their extensions and trailers are no bytes of the body: who drips them shows nothing to a
+    `ByteRate`. So each piece has a time, longer than any silence that is allowed. Raises `httpx.ReadTimeout`.
+    """
+    silence = answer.request.extensions.get("timeout", {}).get("read") or 0.0
+    body = answer.iter_raw()
+    while True:
+        with allowed(2 * max(window, silence)):
+            piece = next(body, None)
+        if piece is None:
+            return
+        yield piece

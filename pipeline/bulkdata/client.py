@@ -38,6 +38,7 @@ from pipeline.bulkdata.verdicts import (
     Page,
     delete_verdict,
     kickoff_refusal,
+    page_of,
     refused_sign_in,
     status_verdict,
     unexpected,
@@ -259,7 +260,7 @@ class BulkClient:
             reply = self._page(follow, url, pages.requires_access_token)
             if reply.status in (401, 403):
                 raise refused_sign_in(reply)
-            value = read_json(reply.body)
+            value = page_of(reply) if reply.status == 200 else None
             if reply.status != 200 or not isinstance(value, dict):
                 said = f"page {len(pages) + 1} of the manifest: HTTP {reply.status}, {_short(reply)}"
                 return RetryLater(reply.retry_after(), said)

@@ -8,18 +8,17 @@ converted.
 
 from __future__ import annotations
 
-import re
-
 import msgspec
 
 from pipeline.bulkdata.decoding import BOM
+from pipeline.bulkdata.known_types import known_types
 from pipeline.bulkdata.outcome import looks_like_markup
 from pipeline.errors import VerificationFailed
 
 UNTYPED = "(none)"
 """Stands in `types_seen` for objects without `resourceType`."""
 ODD = "(other)"
-"""Stands in `types_seen` for what cannot be a resource type's name."""
+"""Stands in `types_seen` for what is no resource type's name: it may be a patient's."""
 
 LONGEST_LINE = 256 << 20
 """Bytes; a line without end must not eat the memory."""
@@ -27,8 +26,6 @@ LONGEST_LINE = 256 << 20
 _PATIENCE = 10_000
 """Lines after which a file that began oddly, and has shown no resource since, is taken for a document."""
 _NAMED_LINES = 20
-_RESOURCE_TYPE = re.compile(r"[A-Z][A-Za-z]{1,63}")
-_MOST_TYPES = 200
 
 
 class _Head(msgspec.Struct):
@@ -63,6 +60,7 @@ class LineInspector:
         self.types_seen: dict[str, int] = {}
         self.cut = False
         """Whether the last line is incomplete and has no line end: the file was cut short."""
+        self._known = known_types()
         self._longest = longest_line
         self._number = 0
         self._pending: list[bytes] = []
@@ -138,9 +136,7 @@ class LineInspector:
             return None
         if isinstance(name, msgspec.UnsetType):
             return UNTYPED
-        if name in self.types_seen:
-            return name
-        return name if _RESOURCE_TYPE.fullmatch(name) and len(self.types_seen) < _MOST_TYPES else ODD
+        return name if name in self._known else ODD
 
     def _bad(self, line: bytes) -> None:
         if self.lines == 1:

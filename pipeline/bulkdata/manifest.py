@@ -36,13 +36,15 @@ _JAVA_OR_JS = re.compile(
     r"(?:[A-Z][a-z]{2},?\s+)?(?P<month>[A-Z][a-z]{2})\s+(?P<day>\d{1,2})\s+(?:(?P<year>\d{4})\s+)?"
     r"(?P<time>\d\d:\d\d:\d\d)\s+(?:GMT|UTC|Z)?(?P<offset>[+-]\d{4})?(?:\s+(?P<late_year>\d{4}))?(?:\s+\(.*\))?"
 )
-_URL_LIKE = re.compile(r"://|\?\S*=")
+_URL_LIKE = re.compile(r"://|\?[^\s?=]*+=")
 # What urljoin would leave as it is: it costs most of the time of a manifest of a million files.
 _PLAIN_URL = re.compile(
     r"https://[a-z0-9.-]+(?::\d{1,5})?/[A-Za-z0-9/._~%=+:@-]*(?:\?[A-Za-z0-9/._~%=+:&-]+)?", re.ASCII
 )
 _MOST_LINES = 10**15  # more is nothing that a table, or a database's integer, could hold
 _EPOCH = re.compile(r"\d{10}|\d{13}")
+_LONGEST_INSTANT = 100
+"""Characters: what is longer is no instant, and the patterns take long to say so."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -193,6 +195,8 @@ def redacted_url(url: str) -> str:
 def instant_of(text: str) -> str | None:
     """See `Manifest.transaction_instant`."""
     text = text.strip()
+    if len(text) > _LONGEST_INSTANT:
+        return None
     if _INSTANT.fullmatch(text) and _moment(text) is not None:
         return text
     moment = _moment(text) or _from_epoch(text) or _from_words(text) or _from_http_date(text)

@@ -5,13 +5,12 @@ Every text that leaves here has passed through `clean`.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
 import pydantic_core
 
-from pipeline.bulkdata.issue_codes import ISSUE_CODES
+from pipeline.bulkdata.issue_codes import ERROR_CODES, ISSUE_CODES
 from pipeline.redaction import clean
 
 # FHIR R4 issue-type: `transient` and those of its children that do pass (`exception` is what servers say for
@@ -20,6 +19,10 @@ _TRANSIENT = frozenset({"transient", "lock-error", "no-store", "timeout", "incom
 _MOST_ISSUES = 200
 _UNDECIDED = frozenset({"exception", "unknown", "informational", ""})
 _BOM = b"\xef\xbb\xbf"
+_MOST_DESCRIBED = 1 << 17  # bytes, of which `clean` reads the first characters
+
+MOST_VALUES = 12_000_000
+"""That a JSON body may hold, as `overfull` counts them: a million files of a manifest have 8,000,000."""
 _MICROSOFT_TERMINAL = "export operation failed for reason"
 
 
@@ -107,13 +110,13 @@ def describe(body: bytes) -> str:
         return outcome.text if outcome is not None else _other_json(value)
     if looks_like_markup(body):
         return "an HTML page" if _is_html(body) else "an XML document"
-    return clean(body[:4096].decode("utf-8", "replace")) or "an unreadable body"
+    return clean(body[:_MOST_DESCRIBED].decode("utf-8", "replace")) or "an unreadable body"
 
 
 def describe_kind(body: bytes) -> str:
     """What kind of answer an error body is, without a word of its texts: for answers about data.
 
-    A server's explanation of what went wrong with its data may name patients (issue codes cannot).
+    A server's explanation of what went wrong with its data may name patients (codes that we know cannot).
     """
     value = read_json(body) if body.strip() else None
     if not isinstance(value, dict):
@@ -122,19 +125,31 @@ def describe_kind(body: bytes) -> str:
     if outcome is not None:
         return outcome.codes
     source = value["error"] if isinstance(value.get("error"), dict) else value
-    code = next((source[name] for name in _CODES if isinstance(source.get(name), str)), "")
-    return code if _CODE.fullmatch(code) else "a JSON body"
+    codes = (source[name] for name in _CODES if isinstance(source.get(name), str))
+    return next((code for code in codes if code in ERROR_CODES), "a JSON body")
 
 
 _CODES = ("error", "code", "Code", "Id")
-_CODE = re.compile(r"[A-Za-z][A-Za-z0-9_-]{1,39}")
+
+
+def overfull(body: bytes) -> bool:
+    """Whether a body would cost more memory as JSON than any manifest: 256 MB of `[],` take five gigabytes.
+
+    Counted by its commas and opening brackets; an object counts for two.
+    """
+    if len(body) <= MOST_VALUES // 2:
+        return False
+    return body.count(b",") + body.count(b"[") + 2 * body.count(b"{") > MOST_VALUES
 
 
 def read_json(body: bytes) -> Any:
     """The JSON value of a body, None when it is not JSON.
 
-    Neither is what is nested more than 200 deep, or holds half a surrogate pair: it could not be stored.
+    Neither is what is nested more than 200 deep, or holds half a surrogate pair: it could not be stored; nor
+    what is `overfull`.
     """
+    if overfull(body):
+        return None
     try:
         return pydantic_core.from_json(body.removeprefix(_BOM), cache_strings="keys")
     except ValueError:

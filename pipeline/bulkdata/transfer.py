@@ -17,7 +17,7 @@ from types import TracebackType
 import httpx
 
 from pipeline.auth.origins import origin
-from pipeline.bulkdata.byterate import ByteRate
+from pipeline.bulkdata.byterate import ByteRate, in_time
 from pipeline.bulkdata.content import Content, CutShort, Version
 from pipeline.bulkdata.decoding import BLOCK
 from pipeline.bulkdata.downloads import Downloaded
@@ -245,7 +245,7 @@ class Transfer:
         content, rate = self._content, self._rate()
         with self._part.open("r+b" if content.wire_bytes else "wb") as out:
             out.seek(content.wire_bytes)
-            for chunk in response.iter_raw():  # as they come: gathered into blocks a slow body would hang
+            for chunk in in_time(response, rate.window):
                 out.write(chunk)
                 content.take(chunk)
                 if rate.too_slow_after(len(chunk)):

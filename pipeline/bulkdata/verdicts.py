@@ -17,6 +17,7 @@ from pipeline.bulkdata.outcome import (
     describe_kind,
     looks_like_markup,
     outcome_of,
+    overfull,
     read_json,
     read_outcome,
 )
@@ -140,8 +141,18 @@ def progress(header: str | None) -> str | None:
     return clean(header, 100) or None if header else None
 
 
+def page_of(reply: Reply) -> Any:
+    """A manifest page's JSON, None where it is none. Raises VerificationFailed for too much of it."""
+    if overfull(reply.body):
+        raise VerificationFailed(
+            f"the manifest holds more values than one of a million files ({len(reply.body)} bytes of JSON)",
+            "Export fewer types at a time; if the export is a small one, report it to the server's operator.",
+        )
+    return read_json(reply.body)
+
+
 def _finished(reply: Reply) -> StatusAnswer | Page:
-    value = read_json(reply.body)
+    value = page_of(reply)
     if not isinstance(value, dict):
         if not reply.body.strip() or looks_like_markup(reply.body):
             return RetryLater(

@@ -8,14 +8,22 @@ from pathlib import Path
 from pipeline.config.identity import KeyVaultAuth
 from pipeline.config.model import REFERENCE
 from pipeline.errors import ConfigError
+from pipeline.redaction import remember
 
 
 def resolve_secret(reference: str, folder: Path, vault: KeyVaultAuth | None = None) -> bytes:
     """The secret that `reference` names, read when it is used: one missing secret harms one source only.
 
     `vault`: who we are at Key Vault; None where a reference to it would need itself (its own credential).
-    Raises `ConfigError` naming the reference, never the secret.
+    From then on no log line and no error of this process repeats it. Raises `ConfigError` naming the
+    reference, never the secret.
     """
+    secret = _read(reference, folder, vault)
+    remember(secret, lasting=True)
+    return secret
+
+
+def _read(reference: str, folder: Path, vault: KeyVaultAuth | None) -> bytes:
     match = REFERENCE.match(reference)
     if not match:
         raise ConfigError("a secret must be a reference: env:NAME, file:PATH or keyvault:URL")

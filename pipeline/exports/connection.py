@@ -71,12 +71,19 @@ def signer_for(config: Config, source: Source) -> Signer:
 
 
 def known_hosts(config: Config, source: Source) -> KnownHosts:
-    """The hosts that the configuration names for this source: they may be inside a network.
+    """What the configuration names for this source may be inside a network: the FHIR server's host on any
+    port, sign-in addresses and `allow_hosts` on their own.
 
     Raises as `download_policy`.
     """
     auth = source.auth
-    return download_policy(config, source).known_hosts(source.fhir_url, auth.token_url, auth.authority)
+    named = [auth.token_url, auth.authority]
+    if auth.kind == "entra-secret" and auth.authority is None:
+        from pipeline.auth.entra import PUBLIC_AUTHORITY
+
+        named.append(PUBLIC_AUTHORITY)  # the network's own DNS may give it a private address
+    doors = [each for each in named if each]
+    return download_policy(config, source).known_hosts(source.fhir_url).with_doors(doors)
 
 
 def http_client(known: KnownHosts, timeouts: Timeouts | None = None, connections: int = 32) -> httpx.Client:
@@ -91,7 +98,8 @@ def http_client(known: KnownHosts, timeouts: Timeouts | None = None, connections
     limits = timeouts or Timeouts()
     return guarded_client(
         known,
-        head_seconds=limits.answer_seconds,
+        # A file's head may take as long as a pause in its body.
+        head_seconds=max(limits.answer_seconds, limits.read_seconds),
         timeout=httpx.Timeout(limits.read_seconds, connect=limits.connect_seconds),
         limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
         follow_redirects=False,

@@ -1,4 +1,5 @@
-"""Who else on this machine can read private keys, secrets and the lake, by the files' modes."""
+"""Who else on this machine can read private keys, secrets and the lake, by the files' modes: for `check` and
+the doctor."""
 
 from __future__ import annotations
 
@@ -23,9 +24,9 @@ def require_private(config: Config, source: Source) -> str:
     retired beside a key, and a local lake's folder. What lies below a folder that others cannot enter is
     private. Raises `Doubtful`.
     """
-    open_files = [f"{path} by {who}" for path in _secrets(config, source) if (who := readers(path))]
+    open_files = [f"{path} by {who}" for path in secret_files(config, source) if (who := readers(path))]
     lake = _local_lake(config)
-    who = readers(lake) if lake is not None else ""
+    who = readers(data_folder(lake, source)) if lake is not None else ""
     if not open_files and not who:
         return "keys, secrets and lake are this user's alone"
     said, advice = [], []
@@ -61,7 +62,14 @@ def readers(path: Path) -> str:
     return "its group" if stat.S_ISREG(found.st_mode) and found.st_mode & stat.S_IRGRP and enterable else ""
 
 
-def _secrets(config: Config, source: Source) -> Iterator[Path]:
+def data_folder(lake: Path, source: Source) -> Path:
+    """Where a source's data lies in a local lake; the lake's folder before there is any."""
+    own = lake / source.name
+    return own if own.is_dir() else lake
+
+
+def secret_files(config: Config, source: Source) -> Iterator[Path]:
+    """The files of secrets that this source's work is configured with, and rotated keys beside them."""
     parts: list[Any] = [config.lake_auth, config.keyvault_auth, *config.notify, source]
     seen: set[Path] = set()
     for part in parts:

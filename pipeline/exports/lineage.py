@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from pipeline.exports.attempt import Attempt
 from pipeline.exports.facts import FileRows, LandedBatch, LandedFile, Publication, StagedBatch
 from pipeline.exports.quarantine import UNTYPED
 from pipeline.exports.session import Session
+from pipeline.exports.staging import SIDECARS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,6 +18,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from pipeline.bulkdata.manifest import Manifest
+
+
+_ROWS = 2_000
+"""Rows of `_lineage` that are in memory at a time: about 5 MB."""
 
 
 def lineage_schema() -> pa.Schema:
@@ -88,17 +94,34 @@ def write_lineage(
     landed: Sequence[LandedBatch],
     staged: Sequence[StagedBatch],
 ) -> None:
-    """Replaces this export's rows of `_lineage`."""
+    """Replaces this export's rows of `_lineage`. `staged`: the conversions, in the order of `landed`."""
     import pyarrow as pa
 
     schema = lineage_schema()
-    became = {file.name: (batch, file) for batch in staged for file in batch.files}
-    # A table for each batch: the rows of all files as Python objects would be the peak of a run's memory.
-    tables = [
-        pa.Table.from_pylist(_lineage_rows(session, attempt, manifest, batch, became), schema=schema)
-        for batch in landed
-    ]
-    _replace(session, attempt, "_lineage", pa.concat_tables([schema.empty_table(), *tables]))
+
+    def tables() -> Iterator[pa.Table]:
+        rows = _all_rows(session, attempt, manifest, landed, staged)
+        while some := list(islice(rows, _ROWS)):
+            yield pa.Table.from_pylist(some, schema=schema)
+
+    _replace(session, attempt, "_lineage", tables(), schema)
+
+
+def _all_rows(
+    session: Session,
+    attempt: Attempt,
+    manifest: Manifest,
+    landed: Iterable[LandedBatch],
+    staged: Iterable[StagedBatch],
+) -> Iterator[dict[str, Any]]:
+    """The rows of all files; one batch of each kind at a time is looked at."""
+    conversions = iter(staged)
+    for batch in landed:
+        became: dict[str, tuple[StagedBatch, FileRows]] = {}
+        if batch.type not in SIDECARS:
+            conversion = next(conversions)
+            became = {file.name: (conversion, file) for file in conversion.files}
+        yield from _lineage_rows(session, attempt, manifest, batch, became)
 
 
 def _lineage_rows(
@@ -107,9 +130,9 @@ def _lineage_rows(
     manifest: Manifest,
     batch: LandedBatch,
     became: Mapping[str, tuple[StagedBatch, FileRows]],
-) -> list[dict[str, Any]]:
-    return [
-        {
+) -> Iterator[dict[str, Any]]:
+    for file in batch.files:
+        yield {
             "source_file": file.name,
             "kind": file.kind,
             "manifest_index": file.index,
@@ -131,8 +154,6 @@ def _lineage_rows(
             "attempt": attempt.number,
             "dagster_run_id": session.owner.run_id,
         }
-        for file in batch.files
-    ]
 
 
 def write_exports_row(
@@ -168,7 +189,8 @@ def write_exports_row(
         "attempt": attempt.number,
         "dagster_run_id": session.owner.run_id,
     }
-    _replace(session, attempt, "_exports", pa.Table.from_pylist([row], schema=exports_schema()))
+    schema = exports_schema()
+    _replace(session, attempt, "_exports", [pa.Table.from_pylist([row], schema=schema)], schema)
 
 
 def _became(file: LandedFile, batch: StagedBatch | None, counts: FileRows | None) -> dict[str, Any]:
@@ -200,7 +222,9 @@ def _warnings(batch: StagedBatch, counts: FileRows) -> list[str]:
     return found
 
 
-def _replace(session: Session, attempt: Attempt, table: str, rows: pa.Table) -> None:
+def _replace(
+    session: Session, attempt: Attempt, table: str, rows: Iterable[pa.Table], schema: pa.Schema
+) -> None:
     from pipeline.tables.delta import write_small_partition
 
     def put(local: Path, path: str) -> None:
@@ -212,7 +236,8 @@ def _replace(session: Session, attempt: Attempt, table: str, rows: pa.Table) -> 
             export_id=attempt.export_id,
             attempt=attempt.number,
             replaces_after=attempt.facts.settled_attempt,
-            table=rows,
+            tables=rows,
+            schema=schema,
             put=put,
             spool=spool,
             storage_options=session.lake.storage_options,

@@ -7,15 +7,16 @@ since the last receipt are left as they are (design, Tables).
 from __future__ import annotations
 
 import uuid
-from collections import Counter
-from collections.abc import Sequence, Set
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pipeline.errors import VerificationFailed
 from pipeline.exports import partial as partial_rules
 from pipeline.exports.acceptance import in_words, objections
 from pipeline.exports.attempt import Attempt, require_claim
+from pipeline.exports.batches import Batches
 from pipeline.exports.closing import close
 from pipeline.exports.facts import LandedBatch, Publication, StagedBatch, StagedPartFact, TableCounts
 from pipeline.exports.foreign_files import foreign_files
@@ -30,6 +31,17 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from pipeline.bulkdata.manifest import Manifest
+
+
+@dataclass
+class _Share:
+    """What all batches hold for one table."""
+
+    parts: list[StagedPartFact] = field(default_factory=list)
+    lines: int = 0
+    """Rows, and lines in quarantine."""
+    files: int = 0
+    quarantined: int = 0
 
 
 @dataclass(frozen=True)
@@ -50,16 +62,17 @@ def publish(session: Session, attempt: Attempt, manifest: Manifest, expected: Se
     `expected`: resource types that get an (empty) table although the manifest has no file of theirs.
     Raises `VerificationFailed` before anything is changed; `StillRunning` when another run took over.
     """
-    landed = session.ledger.landed(attempt.export_id)
+    landed = session.ledger.packed_landed(attempt.export_id)
     _check_files(manifest, landed, foreign_files(session, manifest).keys())
     staged = _all_staged(session, attempt, landed)
     _require_acceptable(session, attempt, staged)
+    shares, quarantine = _shares(staged)
     ready = [
-        _prepare(session, attempt, table, resource_type, staged)
-        for table, resource_type in _tables(manifest, expected, staged).items()
+        _prepare(session, attempt, table, resource_type, shares.get(table, _Share()))
+        for table, resource_type in _tables(manifest, expected, shares.keys()).items()
     ]
     sidecars = read_sidecars(session, landed)  # what cannot be understood fails before anything is visible
-    partial = _compared(session, attempt, staged)
+    partial = _compared(session, attempt, shares)
     _require_whole(session, attempt, [*partial_rules.missing_errors(sidecars.spoiling), *partial])
     require_claim(session, attempt)
     tables = {each.table: _commit(session, attempt, each) for each in ready}
@@ -68,8 +81,8 @@ def publish(session: Session, attempt: Attempt, manifest: Manifest, expected: Se
         attempt=attempt.number,
         owner=session.owner,
         tables=tables,
-        quarantined_untyped=_bad_in(staged, UNTYPED),
-        quarantine=tuple(part.path for batch in staged for part in batch.quarantine),
+        quarantined_untyped=shares[UNTYPED].quarantined if UNTYPED in shares else 0,
+        quarantine=tuple(quarantine),
         partial=tuple(partial),
     )
     write_lineage(session, attempt, manifest, landed, staged)
@@ -78,22 +91,48 @@ def publish(session: Session, attempt: Attempt, manifest: Manifest, expected: Se
     return publication
 
 
-def _all_staged(session: Session, attempt: Attempt, landed: Sequence[LandedBatch]) -> tuple[StagedBatch, ...]:
+def _all_staged(session: Session, attempt: Attempt, landed: Batches[LandedBatch]) -> Batches[StagedBatch]:
     """The conversion of every landed output batch, each once: one batch may hold lines of several tables.
 
     Checks lines = rows + quarantined file by file.
     """
     usable = usable_stagings(session, attempt)
-    batches = [batch for batch in landed if batch.type not in SIDECARS]
-    missing = [batch for batch in batches if (batch.type, batch.number) not in usable]
+    keys = []
+    missing = []
+    for batch in landed:
+        if batch.type in SIDECARS:
+            continue
+        keys.append((batch.type, batch.number))
+        if keys[-1] in usable:
+            _check_counts(batch, usable[keys[-1]])
+        else:
+            missing.append(batch.type)
     if missing:
         raise VerificationFailed(
-            f"{missing[0].type}: {len(missing)} batches are not converted", "Run the stage again"
+            f"{missing[0]}: {len(missing)} batches are not converted", "Run the stage again"
         )
-    staged = tuple(usable[batch.type, batch.number] for batch in batches)
-    for batch, conversion in zip(batches, staged, strict=True):
-        _check_counts(batch, conversion)
-    return staged
+    return usable.picked(keys)
+
+
+def _shares(staged: Sequence[StagedBatch]) -> tuple[dict[str, _Share], list[str]]:
+    """Table -> its share, also of lines in quarantine; and the paths of all quarantine files."""
+    shares: defaultdict[str, _Share] = defaultdict(_Share)
+    quarantine = []
+    columns: dict[str, str] = {}
+    for batch in staged:
+        for part in batch.parts:
+            # Hundreds of parts have the same columns, in a text of many kilobytes.
+            same = columns.setdefault(part.columns, part.columns)
+            shares[part.table or batch.type].parts.append(part.model_copy(update={"columns": same}))
+        for file in batch.files:
+            rows = batch.tables_of(file)
+            for table in {batch.type, *rows, *file.bad}:
+                share = shares[table]
+                share.files += 1
+                share.lines += rows.get(table, 0) + file.bad.get(table, 0)
+                share.quarantined += file.bad.get(table, 0)
+        quarantine += [part.path for part in batch.quarantine]
+    return shares, quarantine
 
 
 def _check_counts(batch: LandedBatch, conversion: StagedBatch) -> None:
@@ -123,18 +162,14 @@ def _require_acceptable(session: Session, attempt: Attempt, staged: Sequence[Sta
     raise VerificationFailed(cause, advice)
 
 
-def _compared(session: Session, attempt: Attempt, staged: Sequence[StagedBatch]) -> list[str]:
+def _compared(session: Session, attempt: Attempt, shares: Mapping[str, _Share]) -> list[str]:
     """What is missing beside the newest export that it can be measured by, in words."""
     below, facts = session.profile.partial_below, attempt.facts
     if below is None or not partial_rules.is_full(facts):
         return []
     request = require_request(facts)
     wanted = next(each.fingerprint for each in facts.intents if each.number == request.intent)
-    lines = Counter[str]()
-    for batch in staged:
-        for file in batch.files:
-            lines.update(batch.tables_of(file))
-            lines.update(file.bad)
+    lines = Counter({table: share.lines for table, share in shares.items()})
     for export_id in reversed(session.ledger.export_ids()):
         if export_id >= attempt.export_id:
             continue
@@ -161,11 +196,11 @@ def _require_whole(session: Session, attempt: Attempt, missing: Sequence[str]) -
     raise VerificationFailed(cause, advice)
 
 
-def _tables(manifest: Manifest, expected: Sequence[str], staged: Sequence[StagedBatch]) -> dict[str, str]:
+def _tables(manifest: Manifest, expected: Sequence[str], shares: Set[str]) -> dict[str, str]:
     """Table -> resource type: of the configuration, the manifest, and lines that came in other files."""
     from pipeline.tables.definitions import table_name, type_of_table
 
-    strayed = sorted({table for batch in staged for table in batch.tables} - {UNTYPED})
+    strayed = sorted(shares - {UNTYPED})
     found = {table: type_of_table(table) for table in strayed}
     return (
         {table_name(each): each for each in expected}
@@ -176,46 +211,41 @@ def _tables(manifest: Manifest, expected: Sequence[str], staged: Sequence[Staged
 
 def _check_files(manifest: Manifest, landed: Sequence[LandedBatch], foreign: Set[tuple[str, int]]) -> None:
     """Each file of the manifest has landed exactly once, and nothing else has; `foreign` ones need not."""
-    found = [(file.kind, file.index) for batch in landed for file in batch.files]
-    wanted = {(file.kind, file.index) for file in manifest.files} - (foreign - set(found))
-    missing = sorted(wanted - set(found))
+    there: dict[str, set[int]] = {}
+    found = 0
+    for batch in landed:
+        for file in batch.files:
+            there.setdefault(file.kind, set()).add(file.index)
+            found += 1
+    wanted = 0
+    missing = []
+    for each in manifest.files:
+        landed_already = each.index in there.get(each.kind, ())
+        if not landed_already and (each.kind, each.index) in foreign:
+            continue
+        wanted += 1
+        if not landed_already:
+            missing.append((each.kind, each.index))
     if missing:
-        kind, index = missing[0]
+        kind, index = min(missing)
         raise VerificationFailed(
-            f"{len(missing)} of {len(wanted)} files of the manifest have not landed, {kind} {index} for one"
+            f"{len(missing)} of {wanted} files of the manifest have not landed, {kind} {index} for one"
         )
-    if len(found) != len(wanted):
-        raise VerificationFailed(
-            f"{len(found)} files have landed, the manifest has {len(wanted)}", "Report this"
-        )
+    if found != wanted:
+        raise VerificationFailed(f"{found} files have landed, the manifest has {wanted}", "Report this")
 
 
-def _prepare(
-    session: Session, attempt: Attempt, table: str, resource_type: str, staged: Sequence[StagedBatch]
-) -> _Ready:
+def _prepare(session: Session, attempt: Attempt, table: str, resource_type: str, share: _Share) -> _Ready:
     """Brings all parts of a table, whichever files its lines came in, to one schema."""
     from pipeline.tables.delta import table_schema
     from pipeline.tables.schema import floor_schema, from_json, union
 
-    found = [part for batch in staged for part in batch.parts_of(table)]
     schema = table_schema(session.table_uri(table), session.lake.storage_options)
     schema = schema if schema is not None else floor_schema(resource_type)
-    for part in found:
+    for part in share.parts:
         schema = union(schema, from_json(part.columns), resource_type)
-    parts = tuple(_at_width(session, attempt, table, part, schema) for part in found)
-    return _Ready(table, resource_type, schema, parts, _files_in(staged, table), _bad_in(staged, table))
-
-
-def _files_in(staged: Sequence[StagedBatch], table: str) -> int:
-    return sum(
-        batch.type == table or table in batch.tables_of(file) or table in file.bad
-        for batch in staged
-        for file in batch.files
-    )
-
-
-def _bad_in(staged: Sequence[StagedBatch], table: str) -> int:
-    return sum(file.bad.get(table, 0) for batch in staged for file in batch.files)
+    parts = tuple(_at_width(session, attempt, table, part, schema) for part in share.parts)
+    return _Ready(table, resource_type, schema, parts, share.files, share.quarantined)
 
 
 def _at_width(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,7 @@ def write_receipt(session: Session, attempt: Attempt, manifest: Manifest) -> Rec
     """
     publication = _publication(session, attempt)
     _check_tables(session, attempt, publication)
-    landed = session.ledger.landed(attempt.export_id)
+    landed = session.ledger.packed_landed(attempt.export_id)
     sidecars = read_sidecars(session, landed)
     foreign = foreign_files(session, manifest)
     partial = (*missing_errors(sidecars.spoiling), *publication.partial)
@@ -95,7 +96,7 @@ def _watermark(manifest: Manifest, until: object) -> str | None:
     return instant
 
 
-def _spoilers(landed: list[LandedBatch], publication: Publication, foreign: int) -> list[str]:
+def _spoilers(landed: Sequence[LandedBatch], publication: Publication, foreign: int) -> list[str]:
     """Why else the watermark must not move past this export (design, Facts)."""
     reasons = []
     if foreign:

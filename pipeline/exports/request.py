@@ -136,6 +136,7 @@ def _last_complete(session: Session, wanted: str) -> list[Receipt]:
             and receipt.watermark
             and receipt.fingerprint == wanted
             and not facts.closings.keys() & {"withdrawing", "withdrawn"}
+            and not facts.damaged  # it may be the withdrawal that cannot be read
         ):
             return [receipt]
     return []

@@ -6,11 +6,12 @@ at once, in other processes too. What earlier attempts have landed and staged is
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pipeline.exports.attempt import Attempt
+from pipeline.exports.batches import Batches
 from pipeline.exports.conversion import Conversion
 from pipeline.exports.facts import LandedBatch, StagedBatch
 from pipeline.exports.foreign_files import foreign_files
@@ -25,23 +26,42 @@ if TYPE_CHECKING:
 SIDECARS = ("deleted", "error")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Staged:
     """What a staging step has to show."""
 
-    batches: tuple[StagedBatch, ...]
+    rows: int = 0
+    quarantined: int = 0
+    files: int = 0
 
-    @property
-    def rows(self) -> int:
-        return sum(batch.rows for batch in self.batches)
+    def add(self, batch: StagedBatch) -> None:
+        self.rows += batch.rows
+        self.quarantined += batch.quarantined
+        self.files += len(batch.files)
 
-    @property
-    def quarantined(self) -> int:
-        return sum(batch.quarantined for batch in self.batches)
 
-    @property
-    def files(self) -> int:
-        return sum(len(batch.files) for batch in self.batches)
+@dataclass(frozen=True)
+class Usable(Mapping[tuple[str, int], StagedBatch]):
+    """Conversions that can be published, by group and number; held small."""
+
+    batches: Batches[StagedBatch]
+    positions: Mapping[tuple[str, int], int] = field(default_factory=dict)
+
+    def __getitem__(self, key: tuple[str, int]) -> StagedBatch:
+        return self.batches[self.positions[key]]
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.positions
+
+    def __iter__(self) -> Iterator[tuple[str, int]]:
+        return iter(self.positions)
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def picked(self, keys: Iterable[tuple[str, int]]) -> Batches[StagedBatch]:
+        """Those of these keys, in that order."""
+        return self.batches.picked(self.positions[key] for key in keys)
 
 
 def group_of(file: ManifestFile) -> str:
@@ -77,26 +97,26 @@ def stage_type(
     files = [file for file in manifest.of_kind("output") if group_of(file) == group]
     mine = files[shard::shards]
     if not mine:
-        return Staged(())
+        return Staged()
     conversion = Conversion(session, attempt)
     ours = {(file.kind, file.index) for file in mine}
-    landed = session.ledger.landed(attempt.export_id, group)
+    landed = session.ledger.packed_landed(attempt.export_id, group)
     usable = usable_stagings(session, attempt, group)
-    done = []
+    done = Staged()
     for batch in landed:
         if (batch.files[0].kind, batch.files[0].index) not in ours:
             continue  # another shard's; one that was landed under other shards belongs to its first file's
         if (group, batch.number) in usable:
-            done.append(usable[group, batch.number])
+            done.add(usable[group, batch.number])
         else:
             with session.lake.local_copy(batch.raw) as raw, session.lake.spool() as spool:
-                done.append(conversion.convert(batch, raw, spool))
+                done.add(conversion.convert(batch, raw, spool))
     with session.lake.spool() as spool:
         rest = _not_landed(mine, landed)
         live = live_manifest(session, attempt)
         for batch, raw in land(session, attempt, live, group, rest, spool):
-            done.append(conversion.convert(batch, raw, spool))
-    return Staged(tuple(done))
+            done.add(conversion.convert(batch, raw, spool))
+    return done
 
 
 def land_sidecars(session: Session, attempt: Attempt, manifest: Manifest) -> list[LandedBatch]:
@@ -112,27 +132,27 @@ def land_sidecars(session: Session, attempt: Attempt, manifest: Manifest) -> lis
         files = [
             file for file in manifest.files if file.kind == kind and (file.kind, file.index) not in foreign
         ]
-        landed = session.ledger.landed(attempt.export_id, kind)
+        landed = session.ledger.packed_landed(attempt.export_id, kind)
         with session.lake.spool() as spool:
             for _ in land(session, attempt, live, kind, _not_landed(files, landed), spool):
                 pass
     return [batch for kind in SIDECARS for batch in session.ledger.landed(attempt.export_id, kind)]
 
 
-def usable_stagings(
-    session: Session, attempt: Attempt, group: str | None = None
-) -> dict[tuple[str, int], StagedBatch]:
+def usable_stagings(session: Session, attempt: Attempt, group: str | None = None) -> Usable:
     """Batches that are converted, by group and number, the newest of each, with all their files there.
 
     Those of the last receipt's attempt and before are live in the tables, and never added again (design).
     """
     settled = attempt.facts.settled_attempt
     there = _Sizes(session, attempt.export_id)
-    usable: dict[tuple[str, int], StagedBatch] = {}
-    for batch in session.ledger.staged(attempt.export_id, group):
-        if batch.attempt > settled and there.all_of(batch):
-            usable[batch.type, batch.number] = batch
-    return usable
+    staged = session.ledger.packed_staged(attempt.export_id, group)
+    positions = {
+        (batch.type, batch.number): position
+        for position, batch in enumerate(staged)
+        if batch.attempt > settled and there.all_of(batch)
+    }
+    return Usable(staged, positions)
 
 
 class _Sizes:

@@ -53,7 +53,7 @@ class BlobAccess:
     def __post_init__(self) -> None:
         for secret in (self.key, self.sas, self.identity_secret):
             if secret:
-                remember(secret)
+                remember(secret, lasting=True)
 
     @property
     def by_token(self) -> bool:

@@ -16,6 +16,9 @@ ACCEPTED = "gzip"
 
 PIECE = 1 << 16
 
+OF_THE_TRANSFER = frozenset({"content-encoding", "content-length", "transfer-encoding"})
+"""Headers, in lower case, that are not true any more of a body that was read through `pieces`."""
+
 _PLAIN = ("", "identity")
 _GZIP = ("gzip", "x-gzip")
 

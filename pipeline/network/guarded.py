@@ -7,6 +7,7 @@ then the URL alone is judged.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import urllib.request
 from collections.abc import Iterable
@@ -16,8 +17,10 @@ from typing import Any
 import httpcore
 import httpx
 
+from pipeline.errors import ConfigError
 from pipeline.network.addresses import IPAddress
 from pipeline.network.allowance import allowed, seconds_left, spent
+from pipeline.network.bodies import OF_THE_TRANSFER, pieces
 from pipeline.network.known_hosts import KnownHosts
 
 HEAD_SECONDS = 120.0
@@ -26,17 +29,26 @@ HEAD_SECONDS = 120.0
 HEAD_BYTES = 4 << 20
 """Received before the headers of an answer are whole."""
 
+REFUSAL_BYTES = 64 << 10
+"""Of the body of a 401."""
+
 
 def guarded_client(known: KnownHosts, *, head_seconds: float = HEAD_SECONDS, **options: Any) -> httpx.Client:
     """An `httpx.Client` for one source. `options` are httpx's, without transport, proxy and mounts.
 
     TLS is verified; HTTPS_PROXY and its like are followed. Its requests raise ServerRefused for a host that
-    `known` does not name and that is not on the open internet.
+    `known` does not name and that is not on the open internet, and ConfigError where they would go through a
+    proxy that cannot be used.
     """
     limits = options.get("limits", httpx.Limits())
 
-    def transport(proxy: str | None) -> Guarded:
-        inner = httpx.HTTPTransport(limits=limits, proxy=proxy)
+    def transport(proxy: str | None) -> httpx.BaseTransport:
+        try:
+            inner = httpx.HTTPTransport(limits=limits, proxy=proxy)
+        except (ImportError, ValueError, httpx.InvalidURL):
+            if proxy is None:
+                raise
+            return _NoProxy(proxy)
         # A proxy is the operator's own, wherever it is: what it is asked for is judged by URL.
         backend = _Backend(known if proxy is None else None)
         inner._pool._network_backend = backend  # httpx 0.28 takes no backend; httpcore's pools do
@@ -86,10 +98,46 @@ class Guarded(httpx.BaseTransport):
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         self._known.check(request.url)
         with allowed(self._head_seconds, HEAD_BYTES):
-            return self._inner.handle_request(request)
+            answer = self._inner.handle_request(request)
+            return _read(answer, request) if answer.status_code == 401 else answer
 
     def close(self) -> None:
         self._inner.close()
+
+
+def _read(answer: httpx.Response, request: httpx.Request) -> httpx.Response:
+    """The same with its body's beginning, unpacked: before httpx asks again with a new token, it reads the
+    whole, however long it is and whatever it unpacks to."""
+    answer.request = request
+    content = b""
+    with contextlib.suppress(httpx.RequestError):  # it was a 401, whatever else was wrong with it
+        for piece in pieces(answer):
+            content += piece
+            if len(content) >= REFUSAL_BYTES:
+                break
+    answer.close()
+    headers = [each for each in answer.headers.multi_items() if each[0] not in OF_THE_TRANSFER]
+    return httpx.Response(
+        answer.status_code,
+        headers=headers,
+        stream=httpx.ByteStream(content[:REFUSAL_BYTES]),
+        extensions=answer.extensions,
+    )
+
+
+class _NoProxy(httpx.BaseTransport):
+    """In place of a proxy that cannot be used: SOCKS, or no URL. What goes past it, goes."""
+
+    def __init__(self, proxy: str) -> None:
+        self._kind = "a SOCKS proxy" if proxy.lower().startswith("socks") else "no proxy's URL"
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        raise ConfigError(  # the value itself may hold a password
+            f"HTTPS_PROXY, HTTP_PROXY or ALL_PROXY names {self._kind}, and {request.url.host} is to be asked "
+            "through it",
+            "Set HTTPS_PROXY to an HTTP proxy (http://HOST:PORT; SOCKS is not spoken), or name the host in "
+            "NO_PROXY, or unset the variable.",
+        )
 
 
 class _Backend(httpcore.NetworkBackend):

@@ -7,7 +7,7 @@ Hospitals run on private networks, so the FHIR server may be anywhere. But what 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import httpx
 
@@ -35,6 +35,10 @@ class KnownHosts:
             frozenset(doors),
             any(map(is_loopback, named)),
         )
+
+    def with_doors(self, urls: Iterable[str]) -> KnownHosts:
+        """These too, on their own ports; nothing else of their machines. Raises ConfigError for no URL."""
+        return replace(self, doors=self.doors | {_door(httpx.URL(origin(each))) for each in urls})
 
     def names(self, host: str, port: int) -> bool:
         """Whether the configuration names this host."""
@@ -90,6 +94,6 @@ def _inside(what: str, host: str, port: int, error: type[ExportError]) -> Export
     named = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     return error(
         f"{what}, and the configuration does not name it: nothing is asked there",
-        f"If that host is right, add {named} to downloads.allow_hosts; the token endpoint's is set as "
-        "auth.token_url.",
+        f"If that host is right, add {named} to downloads.allow_hosts; a token endpoint is named by "
+        "auth.token_url, or for Entra by auth.authority.",
     )

@@ -80,4 +80,6 @@ def tell_all(config: Config, notice: Notice) -> dict[str, ExportError | None]:
             verdicts[addressee.notifier.name] = None
         except ExportError as error:
             verdicts[addressee.notifier.name] = error
+        except Exception as error:  # noqa: BLE001 - one of others may raise anything: the rest is told
+            verdicts[addressee.notifier.name] = ExportError(f"unexpected {type(error).__name__}")
     return verdicts

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from datetime import datetime
 
-from pipeline.errors import LakeError
+from pipeline.errors import ExportError
 from pipeline.lake.lake import Lake
 from pipeline.notify.kinds import Addressee
 from pipeline.notify.notice import Notice
@@ -31,12 +31,12 @@ class Memory:
             try:
                 if lake.read(path) is not None:
                     self._told.add(path)
-            except LakeError:
+            except ExportError:  # also where its credential is refused
                 return False
         return path in self._told
 
     def remember(self, lake: Lake, notice: Notice, addressee: Addressee, now: datetime) -> None:
-        """Called when the notice was taken. Raises `LakeError`; in this process it is remembered then too."""
+        """Called when the notice was taken. Raises `ExportError`; this process remembers it then too."""
         path = self._path(notice, addressee)
         self._told.add(path)
         told = {"told_at": now.isoformat(), "to": addressee.notifier.name, **notice.as_json()}

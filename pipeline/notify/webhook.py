@@ -6,7 +6,6 @@ Whoever knows the URL may post there, so neither its path nor its query is ever 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -16,8 +15,13 @@ from urllib.parse import urlsplit
 import httpx
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_after_delay, wait_exponential
 
+from pipeline.auth.explain import unreachable
 from pipeline.config.model import is_written_plainly
 from pipeline.errors import ConfigError, ServerRefused, Unreachable
+from pipeline.network.allowance import allowed
+from pipeline.network.bodies import ACCEPTED, pieces
+from pipeline.network.guarded import guarded_client
+from pipeline.network.known_hosts import KnownHosts
 from pipeline.notify.notice import Notice
 from pipeline.retry_after import retry_after
 
@@ -59,7 +63,7 @@ class Webhook:
 def checked(url: str, reference: str) -> str:
     """The URL itself. Raises `ConfigError`, which does not repeat it."""
     url = url.strip()
-    parts = urlsplit(url) if is_written_plainly(url) else urlsplit("")
+    parts = urlsplit(url) if is_written_plainly(url) and _is_readable(url) else urlsplit("")
     if not parts.hostname or parts.scheme not in ("http", "https"):
         raise ConfigError(
             f"{reference} holds no URL", "It must hold the webhook's https URL and nothing else"
@@ -72,22 +76,41 @@ def checked(url: str, reference: str) -> str:
     return url
 
 
+def _is_readable(url: str) -> bool:
+    try:
+        return bool(httpx.URL(url).host)
+    except (httpx.InvalidURL, UnicodeError):
+        return False
+
+
 def _may_pass(error: BaseException) -> bool:
     """Trouble that may be over in a second; who names a time is asked again then, at a later tick."""
     return isinstance(error, Unreachable) and error.retry_after is None
 
 
 def _post(url: str, body: dict[str, Any]) -> None:
-    host = urlsplit(url).hostname
+    target = httpx.URL(url)
+    host, bare = target.host, target.copy_with(userinfo=b"")
+    # It may be inside a network: the operator names it. Its answer leads nowhere.
+    known = KnownHosts().with_doors([str(bare.copy_with(raw_path=b"/"))])
     try:
         with (
             _unlogged(),
-            httpx.Client(timeout=httpx.Timeout(SECONDS, connect=5.0)) as http,
-            http.stream("POST", url, json=body, follow_redirects=False) as answer,
+            allowed(SECONDS),
+            guarded_client(known, head_seconds=SECONDS, timeout=httpx.Timeout(SECONDS, connect=5.0)) as http,
+            http.stream(
+                "POST",
+                bare,
+                json=body,
+                headers={"Accept-Encoding": ACCEPTED},
+                auth=(target.username, target.password) if target.userinfo else None,
+                follow_redirects=False,
+            ) as answer,
         ):
             said = _beginning(answer)
-    except httpx.HTTPError as error:
-        raise Unreachable(f"the webhook at {host} cannot be reached ({type(error).__name__})") from None
+    except httpx.RequestError as error:
+        cause, advice = unreachable(error)
+        raise Unreachable(f"the webhook at {host} cannot be reached: {cause}", advice) from None
     if answer.status_code == 429 or answer.status_code >= 500:
         raise Unreachable(
             f"the webhook at {host} answers {answer.status_code}", retry_after=retry_after(answer.headers)
@@ -102,13 +125,18 @@ def _post(url: str, body: dict[str, Any]) -> None:
 
 
 def _beginning(answer: httpx.Response) -> bytes:
-    """The first bytes of an answer, however slowly it comes."""
-    give_up = time.monotonic() + SECONDS
+    """The first bytes of an answer: so many, or what came in time of one that has begun to speak."""
     said = b""
-    for piece in answer.iter_bytes():
-        said += piece
-        if len(said) >= _READ_AT_MOST or time.monotonic() > give_up:
-            break
+    try:
+        for piece in pieces(answer):
+            said += piece
+            if len(said) >= _READ_AT_MOST:
+                break
+    except httpx.DecodingError:
+        return b""  # its words are lost, its status stands
+    except httpx.ReadTimeout:
+        if not said:
+            raise
     return said[:_READ_AT_MOST]
 
 

@@ -8,6 +8,7 @@ and who waits for it counts by a clock of its own.
 from __future__ import annotations
 
 import json
+import random
 import threading
 import time
 from collections.abc import Iterator
@@ -25,9 +26,25 @@ EVERY_SECONDS = 10.0
 SILENT_SECONDS = 120.0
 """Without a beat for so long the machine counts as gone; should it live, its claim on the export is lost."""
 
+_MOST_RUNS = 32
+"""Of one source, that are remembered: those that have beaten last."""
+
 
 def _key(source: str) -> str:
     return f"fhir-export/alive/{source}"
+
+
+def _beats(instance: dg.DagsterInstance, source: str) -> dict[str, int]:
+    """How often each run of the source has beaten, the last one at the end.
+
+    All of them in one value: Dagster's store gives no key back, and a key for each run would stay for ever.
+    """
+    held = instance.run_storage.get_cursor_values({_key(source)}).get(_key(source), "{}")
+    try:
+        found = json.loads(held)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 @contextmanager
@@ -37,10 +54,14 @@ def beating(instance: dg.DagsterInstance, source: str, run_id: str) -> Iterator[
 
     def beat() -> None:
         number = 0
-        while not ended.wait(EVERY_SECONDS if number else 0):
+        # Two runs that beat in the same moment may undo each other's beat, but not time after time.
+        while not ended.wait(EVERY_SECONDS * random.uniform(0.7, 1.0) if number else 0):  # noqa: S311
             number += 1
             with suppress(Exception):  # a database that is busy or full: the next beat counts
-                instance.run_storage.set_cursor_values({_key(source): json.dumps([run_id, number])})
+                beats = _beats(instance, source)
+                others = [each for each in beats.items() if each[0] != run_id][1 - _MOST_RUNS :]
+                value = json.dumps({**dict(others), run_id: number})
+                instance.run_storage.set_cursor_values({_key(source): value})
 
     thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
     thread.start()
@@ -58,7 +79,7 @@ class Watch:
     instance: dg.DagsterInstance
     source: str
     owner: Owner
-    _seen: str = ""
+    _seen: int = 0
     _since: float = field(default_factory=time.monotonic)
 
     def is_silent(self) -> bool:
@@ -66,7 +87,7 @@ class Watch:
         run = self.instance.get_run_by_id(self.owner.run_id)
         if run is None or BEATS_TAG not in run.tags or self.owner.host == machine()[0]:
             return False
-        value = self.instance.run_storage.get_cursor_values({_key(self.source)}).get(_key(self.source), "")
-        if self.owner.run_id in value and value != self._seen:
-            self._seen, self._since = value, time.monotonic()
+        number = _beats(self.instance, self.source).get(self.owner.run_id, self._seen)
+        if number != self._seen:
+            self._seen, self._since = number, time.monotonic()
         return time.monotonic() - self._since > SILENT_SECONDS

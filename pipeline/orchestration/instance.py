@@ -13,6 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from pipeline.config import Config
 from pipeline.errors import LakeError
+from pipeline.orchestration.half_made import complete
 
 DATABASE_ERRORS = (SQLAlchemyError, sqlite3.Error)
 
@@ -38,7 +39,9 @@ def open_instance(config: Config) -> dg.DagsterInstance:
     if not (home / "dagster.yaml").exists():
         (home / "dagster.yaml").write_text(_QUIET, encoding="utf-8")
     os.environ["DAGSTER_HOME"] = str(home)
-    return dg.DagsterInstance.get()
+    instance = dg.DagsterInstance.get()
+    complete(instance)
+    return instance
 
 
 _QUIET = """# Made by fhir-export. What belongs here: docs/operations.md of fhir-export-pipeline.

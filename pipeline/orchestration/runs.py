@@ -14,6 +14,7 @@ from dagster import AssetRecordsFilter, DagsterEventType, DagsterRunStatus, Runs
 from pipeline.config import Config, Source
 from pipeline.exports.owner import Owner, process_of_run, this_process
 from pipeline.exports.session import Session
+from pipeline.orchestration.half_made import complete
 from pipeline.orchestration.names import PROCESS_TAG, SOURCE_TAG, WORK_TAG, Names, names_of
 
 _STATUS_URL = "status_url"
@@ -158,6 +159,7 @@ def _attempt_of(context: dg.OpExecutionContext) -> int | None:
 
 def session_in_daemon(config: Config, source: Source, instance: dg.DagsterInstance) -> Session:
     """The session of a tick: it looks, and owns nothing."""
+    complete(instance)
     return Session(
         config=config,
         source=source,

@@ -13,7 +13,7 @@ from pipeline.auth.origins import origin, printable, require_secure
 from pipeline.bulkdata.exchange import translated
 from pipeline.bulkdata.outcome import describe, read_json
 from pipeline.errors import AuthError, ConfigError, ServerRefused, Unreachable
-from pipeline.redaction import HIDDEN
+from pipeline.redaction import HIDDEN, remember
 from pipeline.registration.steps import Request
 
 _KEY_MEMBERS = ("jwks", "jwks_uri")
@@ -42,6 +42,7 @@ def administrator(credential: bytes) -> httpx.Auth:
             "--admin-token names a file or variable that holds a token, or user:password",
         )
     user, colon, password = text.partition(":")
+    remember(password if colon else text, lasting=True)
     return httpx.BasicAuth(user, password) if colon else _Bearer(text)
 
 

@@ -14,7 +14,7 @@ import random
 import re
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -156,7 +156,8 @@ def write_small_partition(
     export_id: str,
     attempt: int,
     replaces_after: int,
-    table: pa.Table,
+    tables: Iterable[pa.Table],
+    schema: pa.Schema,
     put: Callable[[Path, str], None],
     spool: Path,
     storage_options: StorageOptions = None,
@@ -165,21 +166,21 @@ def write_small_partition(
     """Write one export's partition of a small table (`_exports`, `_lineage`): one part, one commit.
 
     The part is written in the folder `spool`; `put(local file, path relative to the table's root)` brings it
-    to the lake, by copy or by move. `table` must not hold the column `export_id`. Raises as `commit_export`
-    does.
+    to the lake, by copy or by move. `tables` are its rows, each a row group, asked for one after the other;
+    they must not hold the column `export_id`. Raises as `commit_export` does.
     """
     last = committed_attempt(uri, export_id, storage_options)
     if last is not None and replaces_after < last <= attempt:
         parts = live_parts(uri, export_id, storage_options)
     else:
-        parts = _staged(export_id, attempt, table, put, spool)
+        parts = _staged(export_id, attempt, tables, schema, put, spool)
     return commit_export(
         uri,
         export_id=export_id,
         attempt=attempt,
         replaces_after=replaces_after,
         parts=parts,
-        schema=table.schema,
+        schema=schema,
         storage_options=storage_options,
         metadata=metadata,
     )
@@ -210,15 +211,21 @@ def empty_partition(
 
 
 def _staged(
-    export_id: str, attempt: int, table: pa.Table, put: Callable[[Path, str], None], spool: Path
+    export_id: str,
+    attempt: int,
+    tables: Iterable[pa.Table],
+    schema: pa.Schema,
+    put: Callable[[Path, str], None],
+    spool: Path,
 ) -> list[StagedPart]:
-    if table.num_rows == 0:
-        return []
     path = part_path(export_id, attempt)
-    with PartWriter(spool / Path(path).name, table.schema) as writer:
-        writer.write(table)
+    with PartWriter(spool / Path(path).name, schema) as writer:
+        for table in tables:
+            writer.write(table)
         part = writer.close()
     try:
+        if part.rows == 0:
+            return []
         put(part.path, path)
     finally:
         discard(part.path)

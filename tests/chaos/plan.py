@@ -21,7 +21,9 @@ TYPES = (
 LIVES = 3
 """Of the command line in a night, at most, as long as faults are on."""
 
-SERVICE_TARGETS = ("daemon", "run worker", "step process", "code server", "webserver")
+STEP = "step process"
+SERVICE_TARGETS = ("daemon", "run worker", STEP, "code server", "webserver")
+IN_PROCESS = "in_process"
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,8 @@ def plan_of(seed: int) -> Plan:
     random = Random(f"chaos-{seed}")
     driver = "services" if seed % 10 == 9 else "command line"
     nights = random.choices([1, 2, 3], [6, 3, 1])[0] if driver == "command line" else 1
-    planned = tuple(_night(random, driver) for _ in range(nights))
+    executor = random.choice([IN_PROCESS, "multiprocess"]) if driver == "services" else IN_PROCESS
+    planned = tuple(_night(random, driver, executor) for _ in range(nights))
     kinds = {fault.kind for night in planned for fault in night.faults}
     paged = any(kind.startswith("page") for kind in kinds)
     sandbox = {
@@ -118,26 +121,29 @@ def plan_of(seed: int) -> Plan:
     }
     if types and random.random() < 0.2:
         source["shards"] = {types[0]: 2}
-    executor = "in_process"
-    if driver == "services":
-        executor = random.choice(["in_process", "multiprocess"])
     return Plan(seed, driver, types, sandbox, source, executor, planned)
 
 
-def _night(random: Random, driver: str) -> Night:
+def _night(random: Random, driver: str, executor: str) -> Night:
     count = random.choices([0, 1, 2, 3, 4, 6], [2, 3, 3, 2, 1, 1])[0]
     kinds = random.choices(list(CATALOGUE), [kind.weight for kind in CATALOGUE.values()], k=count)
     faults = tuple(FaultPlan(kind, CATALOGUE[kind].make(random)) for kind in dict.fromkeys(kinds))
     kills = random.choices([0, 1, 2, 3], [2, 4, 3, 1])[0]
-    lives = tuple(_life(random, driver, kill=number < kills) for number in range(max(1, min(kills, LIVES))))
+    numbers = range(max(1, min(kills, LIVES)))
+    lives = tuple(_life(random, driver, executor, kill=number < kills) for number in numbers)
     return Night(faults, lives)
 
 
-def _life(random: Random, driver: str, *, kill: bool) -> Life:
+def _service(random: Random, executor: str) -> str:
+    """There are step processes with the multiprocess executor only."""
+    return random.choice([each for each in SERVICE_TARGETS if executor != IN_PROCESS or each != STEP])
+
+
+def _life(random: Random, driver: str, executor: str, *, kill: bool) -> Life:
     server = random.choices(["", *SERVER_EVENTS], [7, 1, 1, 1])[0]
     return Life(
         kill=_moment(random) if kill else None,
-        target="command" if driver == "command line" else random.choice(SERVICE_TARGETS),
+        target="command" if driver == "command line" else _service(random, executor),
         server=server,
         server_after=round(random.uniform(2, 8), 2),
         server_for=round(random.uniform(0.5, 4), 2),

@@ -22,8 +22,11 @@ from chaos.killing import At
 from chaos.plan import Life
 from chaos.site import BIN, SOURCE, Site, free_port
 
-KILL_WITHIN = 75.0
+KILL_WITHIN = 150.0
 """Seconds for a moment to come; the schedule alone may take a minute."""
+
+WORKER_WITHIN = 90.0
+"""Seconds for a run worker or a step to be there, when one is to be killed and there is none."""
 
 QUIET_WITHIN = 300.0
 """Seconds from the end of the faults until an export is published and nothing is open."""
@@ -82,9 +85,12 @@ class Services:
             )
 
     def kill(self, target: str) -> bool:
-        """SIGKILL; False where there is no such process now."""
+        """SIGKILL; False where no such process has come in time."""
         if target in ("run worker", "step process"):
-            return _kill(self.workers()["run worker" if target == "run worker" else "step process"][:1])
+            until = time.monotonic() + WORKER_WITHIN
+            while not (found := self.workers()[target][:1]) and time.monotonic() < until:
+                time.sleep(0.1)
+            return _kill(found)
         victim = self._running[target]
         if target == "code server":
             # Its run workers are not killed with it: they are processes of their own, and go on.

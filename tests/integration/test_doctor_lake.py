@@ -133,7 +133,6 @@ BREAKS: dict[str, tuple[str, Callable[[Copy], None]]] = {
     "no row in _exports": ("exports-row", lambda c: shutil.rmtree(c.tables / "_exports")),
     "no facts": ("rows-without-facts", lambda c: shutil.rmtree(c.facts)),
     "the receipt is gone": ("publish-cut", lambda c: shutil.rmtree(c.facts / "receipts")),
-    "a key that others read": ("key-readable", lambda c: (c.folder / "keys/hosp.pem").chmod(0o644)),
 }
 
 
@@ -243,7 +242,8 @@ def session_of_copy(copy: Copy) -> Session:
     return Session(copy.config, source, this_process("again"), is_dead=lambda _: True)
 
 
-def test_a_lake_that_everybody_may_enter_is_found(published: tuple[Site, str]) -> None:
+def test_keys_and_a_lake_that_everybody_may_read_are_found(published: tuple[Site, str]) -> None:
+    """In a folder that everybody may enter: pytest's own are private."""
     folder = Path("/tmp") / f"doctor-open-{os.getpid()}"
     try:
         folder.mkdir(mode=0o755)
@@ -253,6 +253,13 @@ def test_a_lake_that_everybody_may_enter_is_found(published: tuple[Site, str]) -
         assert copy.checks == {"lake-readable"}
         (folder / "lake").chmod(0o700)
         assert copy.checks == set()
+        key = folder / "keys" / "hosp.pem"
+        key.chmod(0o644)
+        assert copy.checks == set(), "nobody else can enter its folder"
+        (folder / "keys").chmod(0o755)
+        (found,) = copy.examine()
+        assert (found.severity, found.check, found.where) == ("error", "key-readable", str(key))
+        assert "everybody" in found.what
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

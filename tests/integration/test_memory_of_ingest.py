@@ -13,8 +13,11 @@ from nightly_site import open_site
 
 LIMIT = 600.0
 """Megabytes for 1 GB of NDJSON."""
-SMALL_GROWTH = 80.0
-"""Megabytes. Between two runs of the same volume there are up to 20; the volumes differ by 170."""
+SMALL_GROWTH = 150.0
+"""Megabytes of peak that three times the NDJSON may add; the volumes differ by 170.
+
+Measured: 54 to 70 on two loaded cores, 81 once in CI; with every decoded block kept in memory 233.
+"""
 
 
 def night(folder: Path, **sandbox: Any) -> Measured:

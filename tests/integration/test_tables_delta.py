@@ -434,7 +434,8 @@ def test_small_tables_go_the_same_way(tmp_path: Path) -> None:
             export_id=export_id,
             attempt=attempt,
             replaces_after=after,
-            table=table,
+            tables=[table],
+            schema=table.schema,
             put=put_into(root),
             spool=spool,
         )

@@ -210,6 +210,13 @@ def test_types_are_counted_without_letting_content_through() -> None:
     assert seen.types_seen == {"Patient": 1, UNTYPED: 1, ODD: 1}
 
 
+def test_a_type_that_fhir_does_not_have_is_not_repeated() -> None:
+    """It could be a patient's name; types of R5 are told, though there is no table for them."""
+    names = ["JaneDoe", "Patient", "SubscriptionTopic", "Miller"]
+    seen = inspect("".join(f'{{"resourceType":"{name}"}}\n' for name in names).encode())
+    assert seen.types_seen == {"Patient": 1, "SubscriptionTopic": 1, ODD: 2}
+
+
 def test_half_a_last_line_is_a_file_cut_short() -> None:
     """Section 6: half a line left under the final name."""
     good = b'{"resourceType":"Patient"}\n'

@@ -34,10 +34,11 @@ def fail_in_our_code() -> None:
 
 
 @pytest.fixture
-def written() -> Iterator[io.StringIO]:
+def written(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
     """What the root's handler has written, at DEBUG; everything as it was afterwards."""
     factory, root = logging.getLogRecordFactory(), logging.getLogger()
-    level, known = root.level, dict(redaction._remembered)
+    level = root.level
+    monkeypatch.setattr(redaction, "_memory", redaction._Memory())
     out = io.StringIO()
     handler = logging.StreamHandler(out)
     handler.setFormatter(logging.Formatter("%(name)s %(levelname)s %(message)s"))
@@ -48,8 +49,6 @@ def written() -> Iterator[io.StringIO]:
     root.removeHandler(handler)
     root.setLevel(level)
     logging.setLogRecordFactory(factory)
-    redaction._remembered.clear()
-    redaction._remembered.update(known)
 
 
 @pytest.mark.parametrize(
@@ -91,6 +90,13 @@ def test_secrets_that_are_known_are_hidden_in_pieces_too(written: io.StringIO) -
         assert secret not in written.getvalue()
     assert TOKEN not in hide(f"a {TOKEN}")
     assert TOKEN not in clean(f"a {TOKEN}")
+
+
+def test_a_long_line_is_not_cut_through_a_secret(written: io.StringIO) -> None:
+    secret = "half of! this (client's) secret"
+    remember(secret)
+    logging.warning("y " * 15_990 + "and now: " + secret + " z" * 100)
+    assert written.getvalue().rstrip().endswith("y and now: ... (cut)")
 
 
 def test_what_a_server_sent_in_its_headers_is_in_no_line(written: io.StringIO) -> None:
