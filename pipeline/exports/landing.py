@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.errors import DownloadRefused, StillRunning, VerificationFailed
-from pipeline.exports.attempt import Attempt
+from pipeline.errors import DownloadRefused, VerificationFailed
+from pipeline.exports.attempt import Attempt, require_claim
 from pipeline.exports.facts import LandedBatch, LandedFile
 from pipeline.exports.manifests import FileKey, LiveManifest, without_query
 from pipeline.exports.rejected import Rejection, keep_rejected
@@ -67,7 +67,8 @@ def land(
 
     The path is a local copy of the batch's raw file, there until the next batch is asked for. Files ahead are
     downloaded meanwhile: at most `downloads.concurrency` wait in the spool.
-    Raises `DownloadRefused`, `VerificationFailed`, `AuthError`, `Unreachable`, `LakeError`.
+    Raises `DownloadRefused`, `VerificationFailed`, `AuthError`, `Unreachable`, `LakeError`, and `StillRunning`
+    when another run took the export over.
     """
     ahead = session.source.downloads.concurrency
     waiting = deque(keys)
@@ -139,7 +140,11 @@ def _close(
     )
     if not session.ledger.write(attempt.export_id, f"landed/{batch_type}-{first:06d}.json", batch):
         session.lake.remove(where)
-        raise StillRunning(f"another run is landing {batch_type} of {attempt.facts.label}")
+        require_claim(session, attempt)  # the other run's, if one has taken the export over
+        raise VerificationFailed(
+            f"{batch_type} {first} of {attempt.facts.label} has landed already, with other files",
+            "Report this",
+        )
     try:
         yield batch, raw
     finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
@@ -212,6 +212,7 @@ def cancel_export(session: Session, export_id: str, reason: str, cause: Cause = 
 def match(stored: Sequence[ManifestFile], live: Sequence[ManifestFile]) -> dict[FileKey, ManifestFile]:
     """Which live file is which stored one: by list, type, URL without query and count, else by position.
 
+    They have the index of the stored one, by which facts know a file: the server may have another order now.
     Raises `VerificationFailed` when a file vanished, appeared, or changed its type or count. Position counts
     only between files whose URL neither side knows: it must not hand out one file's bytes for another's.
     """
@@ -224,7 +225,10 @@ def match(stored: Sequence[ManifestFile], live: Sequence[ManifestFile]) -> dict[
     found: dict[FileKey, ManifestFile] = {}
     for file in stored:
         if by_key[_identity(file)]:
-            found[file.kind, file.index] = by_key[_identity(file)].pop(0)
+            there = by_key[_identity(file)].pop(0)
+            found[file.kind, file.index] = (
+                there if there.index == file.index else replace(there, index=file.index)
+            )
     left = {(file.kind, file.index): file for files in by_key.values() for file in files}
     for file in stored:
         if (file.kind, file.index) not in found:

@@ -16,6 +16,7 @@ from pipeline.exports.owner import Owner, process_of_run, this_process
 from pipeline.exports.session import Session
 from pipeline.orchestration.half_made import complete
 from pipeline.orchestration.names import PROCESS_TAG, SOURCE_TAG, WORK_TAG, Names, names_of
+from pipeline.orchestration.orphan_steps import end_with
 
 _STATUS_URL = "status_url"
 _INTENT = "intent"
@@ -94,6 +95,8 @@ def session_in_step(config: Config, source: Source, context: dg.OpExecutionConte
     if context.run_id not in _seen:
         _seen.add(context.run_id)
         _introduce(context, names_of(source), owner)
+        if owner.pid is not None:
+            end_with(owner.pid)
     return Session(
         config=config,
         source=source,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
 
 import dagster as dg
@@ -57,6 +58,31 @@ def test_a_step_that_is_killed_alone_ends_its_run_and_the_sensor_asks_for_the_ne
         assert jobs["hosp_ingest"] == dg.DagsterRunStatus.SUCCESS
         site.kill(daemon, signal.SIGTERM)
         assert_whole_once(site, export_id)
+
+
+def test_steps_end_with_the_process_of_their_run(tmp_path: Path) -> None:
+    """Chaos seed 19: Dagster's steps would wait for ever for somebody to read their events."""
+    with open_site(tmp_path, export=TYPES, config={"executor": "multiprocess"}) as site:
+        site.sandbox.control(faults=[{"path": r"\.ndjson", "delay": 600, "times": None}])
+        site.cli("run", "hosp")
+        (export_id,) = site.export_ids()
+        daemon = site.daemon()
+        steps = eventually(lambda: [each for each in steps_of(daemon.pid) if waits_long(each)], 180)
+        (worker,) = {each.ppid() for each in steps}
+        psutil.Process(worker).kill()
+        eventually(lambda: not any(each.is_running() for each in steps), 30)
+        site.sandbox.control(faults=[])
+        eventually(lambda: site.facts(export_id).receipt is not None, 180)
+        site.kill(daemon, signal.SIGTERM)
+        assert_whole_once(site, export_id)
+
+
+def waits_long(process: psutil.Process) -> bool:
+    """A child of a run worker, which is spawned itself, at work for longer than any step but a download."""
+    above = process.parent()
+    if above is None or "spawn_main" not in " ".join(above.cmdline()):
+        return False
+    return time.time() - process.create_time() > 25
 
 
 def test_a_code_server_that_is_killed_and_started_anew_stops_nothing_for_good(tmp_path: Path) -> None:

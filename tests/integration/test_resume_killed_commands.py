@@ -125,6 +125,23 @@ def test_killed_at_every_point_of_its_way_it_is_finished_as_one_export(tmp_path:
         assert sorted(row["export_id"] for row in rows) == [export_id, next_night]
 
 
+def test_after_a_kill_the_manifest_may_come_in_another_order(tmp_path: Path) -> None:
+    """Chaos seed 32: facts know a file by its place in the manifest as it was stored (design, Facts)."""
+    with open_site(tmp_path, patients=6, export=TYPES) as site:
+        killed(site, "behind", "put_new", r"/landed/")
+        (export_id,) = site.export_ids()
+        facts = site.lake / "hosp" / "exports" / export_id
+        other_order = {"path": r"/bulk/status/[^/]+$", "answer": 200, "changes": ["reordered"], "times": None}
+        site.sandbox.control(faults=[other_order])
+        said = site.run_night()
+        assert (said["state"], said["export_id"]) == ("published", export_id)
+        assert_whole(site, export_id)
+        listed = json.loads((facts / "manifest.json").read_text())["page"]["output"]
+        for fact in (facts / "landed").glob("*.json"):
+            for file in json.loads(fact.read_text())["files"]:
+                assert file["url"] == listed[file["index"]]["url"].partition("?")[0], fact.name
+
+
 def test_killed_while_the_server_works_the_next_command_polls_on_and_says_so(tmp_path: Path) -> None:
     with open_site(tmp_path, patients=3, export={"types": ["Patient"]}, export_seconds=6.0) as site:
         command = site.spawn(str(BIN / "fhir-export"), "run", "hosp", "--wait")

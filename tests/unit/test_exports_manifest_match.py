@@ -46,7 +46,9 @@ def test_new_signatures_are_normal() -> None:
 
 def test_another_order_is_normal() -> None:
     live = numbered([output(0, "c", 3, "Observation"), output(1, "a"), output(2, "b", 2)])
-    assert [without_query(url) for url in urls(match(STORED, live))] == [each.url for each in STORED]
+    found = match(STORED, live)
+    assert [without_query(url) for url in urls(found)] == [each.url for each in STORED]
+    assert {key: (file.kind, file.index) for key, file in found.items()} == {key: key for key in found}
 
 
 def test_new_paths_in_the_same_order_are_matched_by_position() -> None:
@@ -105,6 +107,7 @@ def test_any_order_and_signature_gives_each_file_its_own_again(
     for each in stored:
         other = found[each.kind, each.index]
         assert (without_query(other.url), other.type, other.count) == (each.url, each.type, each.count)
+        assert other.index == each.index
 
 
 @given(FILES, st.randoms(use_true_random=False), st.integers(0, 8))
