@@ -67,7 +67,7 @@ def land(
 
     The path is a local copy of the batch's raw file, there until the next batch is asked for. Files ahead are
     downloaded meanwhile: at most `downloads.concurrency` wait in the spool.
-    Raises `DownloadRefused`, `VerificationFailed`, `AuthError`, `Unreachable`, `LakeError`, and `StillRunning`
+    Raises `DownloadRefused`, `VerificationFailed`, `AuthError`, `Unreachable`, `LakeError`; `StillRunning`
     when another run took the export over.
     """
     ahead = session.source.downloads.concurrency
