@@ -123,7 +123,9 @@ class Services:
         return found
 
     def dagster(self, *arguments: str) -> None:
-        """A command of Dagster's own against this workspace."""
+        """A command of Dagster's own against this workspace, whose code server may just begin again."""
+        port = int(self._commands["code server"][-1])
+        _eventually(lambda: _listens(port), 90)
         subprocess.run(
             [str(BIN / "dagster"), *arguments, *self.workspace],
             env=self._site.environment,
