@@ -51,6 +51,7 @@ benchmark: setup tests/azurite/node_modules/.installed ## NDJSON to Parquet agai
 	$(BIN)/python benchmarks/ingest_memory.py --gigabytes 1
 	$(BIN)/python benchmarks/azure_upload.py
 	$(BIN)/python benchmarks/many_files.py
+	$(BIN)/python -m benchmarks.current_tables
 
 lint: setup
 	$(BIN)/ruff check .

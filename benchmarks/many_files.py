@@ -273,6 +273,7 @@ def configuration(base: str, lake: str) -> str:
                     "export": {"level": "system", "group": None, "types": list(TYPES)},
                     "downloads": {"concurrency": CONCURRENCY, "auth": "none"},
                     "flat": False,
+                    "current": False,
                 }
             ],
         }

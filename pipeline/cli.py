@@ -569,6 +569,78 @@ def withdraw(context: typer.Context, export: ExportArgument) -> None:
         say(line)
 
 
+# --- what is true now, and what was ------------------------------------------------------------------
+
+
+@app.command()
+def current(
+    context: typer.Context,
+    source: OptionalSource = None,
+    resource_type: Annotated[
+        list[str] | None, typer.Option("--type", metavar="TYPE", help="These resource types only.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Bring the current tables up to date: of each resource the newest version, without what was deleted.
+
+    `run --wait` and Dagster do it after each export. Example: fhir-export current hosp_a --type Patient
+    """
+    from pipeline.terminal.current import show_updated, update
+
+    config = _options(context).load()
+    with working("merging") as tell:
+        found = [update(config, each, resource_type or (), tell) for each in _chosen(config, source)]
+    show_updated(found, as_json=as_json)
+
+
+@app.command()
+def rebuild(
+    context: typer.Context,
+    source: SourceArgument,
+    resource_type: Annotated[
+        str, typer.Argument(metavar="TYPE", help="A resource type such as Patient, or all.")
+    ],
+    as_json: Json = False,
+) -> None:
+    """Make current tables again, from the export partitions alone; readers see the old ones until then.
+
+    Example: fhir-export rebuild hosp_a Patient
+    """
+    from pipeline.terminal.current import show_updated, update
+
+    config = _options(context).load()
+    types = () if resource_type == "all" else (resource_type,)
+    (chosen,) = _chosen(config, source)
+    with working("making again") as tell:
+        found = update(config, chosen, types, tell, anew=True)
+    show_updated([found], as_json=as_json)
+
+
+@app.command("as-of")
+def as_of(
+    context: typer.Context,
+    export: ExportArgument,
+    out: Annotated[
+        Path,
+        typer.Option(metavar="DIR", help="Where the Parquet files go: DIR/patient, DIR/observation, ..."),
+    ],
+    resource_type: Annotated[
+        list[str] | None, typer.Option("--type", metavar="TYPE", help="These resource types only.")
+    ] = None,
+) -> None:
+    """Write what was true as of an export run, from it and those before it.
+
+    Example: fhir-export as-of hosp_a/20260131T020000Z --type Patient --out january
+    """
+    from pipeline.exports.overview import find_export
+    from pipeline.terminal import current as terminal
+
+    config = _options(context).load()
+    source, export_id = find_export(config, export)
+    with working("reading exports") as tell:
+        terminal.as_of(config, source, export_id, resource_type or (), out, tell)
+
+
 # --- files and tables --------------------------------------------------------------------------------
 
 

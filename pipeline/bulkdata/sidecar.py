@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import ndjson
@@ -48,20 +50,41 @@ def count_issues(blocks: Iterable[bytes]) -> tuple[dict[str, int], dict[str, int
     return severities, codes
 
 
-def deleted_resources(blocks: Iterable[bytes]) -> list[tuple[str, str]]:
-    """(type, id) of each deletion in a `deleted` file, in order; other entries of the Bundles are passed
-    over.
+@dataclass(frozen=True)
+class Deletion:
+    """One resource that the server names as deleted."""
 
-    Raises VerificationFailed for a deletion that names no single resource: leaving it out would keep what is
-    gone.
+    resource_type: str
+    id: str
+    at: datetime | None
+    """When, where the server says so."""
+    exact: bool
+    """False: it was then or before, for that is the time of the whole Bundle."""
+    line: int
+    """Of the file, from 1."""
+
+
+def deleted_resources(blocks: Iterable[bytes]) -> list[tuple[str, str]]:
+    """(type, id) of each deletion in a `deleted` file, in order. Raises as `deletions` does."""
+    return [(each.resource_type, each.id) for each in deletions(blocks)]
+
+
+def deletions(blocks: Iterable[bytes]) -> Iterator[Deletion]:
+    """Each deletion in a `deleted` file, in order; other entries of the Bundles are passed over.
+
+    `entry.response.lastModified` is its own time, as in a history; else `meta.lastUpdated` or `timestamp` of
+    the Bundle is one before which it was. Raises VerificationFailed for a deletion that names no single
+    resource: leaving it out would keep what is gone.
     """
-    found: list[tuple[str, str]] = []
     for number, bundle in enumerate(_resources(blocks, "deleted"), start=1):
         entries = bundle.get("entry", [])
         if bundle.get("resourceType") != "Bundle" or not isinstance(entries, list):
             raise VerificationFailed(
                 f"line {number} of a deleted file is no Bundle", "Ask the server's operator."
             )
+        meta = bundle.get("meta")
+        of_bundle = _instant(meta.get("lastUpdated") if isinstance(meta, dict) else None)
+        of_bundle = of_bundle or _instant(bundle.get("timestamp"))
         for entry in entries:
             request = entry.get("request") if isinstance(entry, dict) else None
             if not isinstance(request, dict) or request.get("method") != "DELETE":
@@ -72,8 +95,20 @@ def deleted_resources(blocks: Iterable[bytes]) -> list[tuple[str, str]]:
                     f"line {number} of a deleted file deletes something that is not Type/id",
                     "Ask the server's operator.",
                 )
-            found.append((match["type"], match["id"]))
-    return found
+            response = entry.get("response")
+            own = _instant(response.get("lastModified") if isinstance(response, dict) else None)
+            yield Deletion(match["type"], match["id"], own or of_bundle, own is not None, number)
+
+
+def _instant(text: object) -> datetime | None:
+    """A FHIR instant; None for anything else: a time without a zone is no moment."""
+    if not isinstance(text, str):
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return moment if moment.tzinfo is not None else None
 
 
 def _resources(blocks: Iterable[bytes], kind: str) -> Iterator[dict[str, Any]]:

@@ -72,6 +72,8 @@ class Export(Strict):
     type_filters: tuple[str, ...] = ()
     elements: tuple[str, ...] = ()
     since: str = "auto"
+    infer_deletes: bool = False
+    """Whether what a complete full export has no longer counts as deleted in the current tables."""
 
     @field_validator("group")
     @classmethod
@@ -230,6 +232,8 @@ class Source(Strict):
     """Staging steps per resource type, for types with many files; 1 where not named."""
     flat: bool | tuple[str, ...] = True
     """Which resource types get flat tables: all, none, or those named."""
+    current: bool | tuple[str, ...] = True
+    """Which resource types get a current table: all, none, or those named."""
     knobs: dict[str, Any] = Field(default_factory=dict)
     """Settings of the profile to be other than its own (docs/systems, the table of profiles)."""
 
@@ -259,9 +263,9 @@ class Source(Strict):
             raise ValueError("must be https; plain http is for this machine only")
         return value.rstrip("/")
 
-    @field_validator("flat", mode="before")
+    @field_validator("flat", "current", mode="before")
     @classmethod
-    def _flat_types(cls, value: Any) -> bool | tuple[str, ...]:
+    def _some_types(cls, value: Any) -> bool | tuple[str, ...]:
         if isinstance(value, bool):
             return value
         if not isinstance(value, list | tuple) or not value or not all(isinstance(t, str) for t in value):

@@ -38,3 +38,8 @@ def export_id_at(moment: datetime, taken: Container[str] = ()) -> str:
     while (text := moment.strftime(_FORMAT)) in taken:
         moment += timedelta(seconds=1)
     return text
+
+
+def moment_of(export_id: str) -> datetime:
+    """The moment that an id is made from. Raises `ConfigError` when it is none."""
+    return datetime.strptime(require_export_id(export_id), _FORMAT).replace(tzinfo=UTC)

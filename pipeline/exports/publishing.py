@@ -18,6 +18,7 @@ from pipeline.exports.acceptance import in_words, objections
 from pipeline.exports.attempt import Attempt, require_claim
 from pipeline.exports.batches import Batches
 from pipeline.exports.closing import close
+from pipeline.exports.deletions import write_deletes
 from pipeline.exports.facts import LandedBatch, Publication, StagedBatch, StagedPartFact, TableCounts
 from pipeline.exports.foreign_files import foreign_files
 from pipeline.exports.lineage import write_exports_row, write_lineage
@@ -85,6 +86,7 @@ def publish(session: Session, attempt: Attempt, manifest: Manifest, expected: Se
         quarantine=tuple(quarantine),
         partial=tuple(partial),
     )
+    write_deletes(session, attempt, manifest.transaction_time, landed)
     write_lineage(session, attempt, manifest, landed, staged)
     write_exports_row(session, attempt, manifest, publication)
     session.ledger.write(attempt.export_id, f"published/{attempt.number:04d}.json", publication)

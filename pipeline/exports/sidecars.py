@@ -33,20 +33,22 @@ def read_sidecars(session: Session, landed: Sequence[LandedBatch]) -> Sidecars:
 
     errors: dict[str, int] = {}
     codes: dict[str, int] = {}
-    for content in _contents(session, landed, "error"):
+    for _, content in contents(session, landed, "error"):
         severities, seen = count_issues([content])
         for severity, count in severities.items():
             errors[severity] = errors.get(severity, 0) + count
         codes |= seen
-    deleted = sum(len(deleted_resources([each])) for each in _contents(session, landed, "deleted"))
+    deleted = sum(len(deleted_resources([each])) for _, each in contents(session, landed, "deleted"))
     return Sidecars(deleted, errors, tuple(codes)[:_NAMED_CODES])
 
 
-def _contents(session: Session, landed: Sequence[LandedBatch], kind: FileKind) -> Iterator[bytes]:
+def contents(session: Session, landed: Sequence[LandedBatch], kind: FileKind) -> Iterator[tuple[str, bytes]]:
+    """Name and decoded bytes of each landed file of that list; they are small."""
     from pipeline.bulkdata.decoding import decoded_blocks
 
     for batch in landed:
         if batch.type == kind:
             with session.lake.local_copy(batch.raw) as raw:
                 for file in batch.files:
-                    yield b"".join(decoded_blocks(raw, file.encoding, file.offset, file.length))
+                    decoded = decoded_blocks(raw, file.encoding, file.offset, file.length)
+                    yield file.name, b"".join(decoded)

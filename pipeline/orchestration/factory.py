@@ -5,6 +5,11 @@ from __future__ import annotations
 import dagster as dg
 
 from pipeline.config import Config, Source
+from pipeline.orchestration.current_assets import (
+    build_current_assets,
+    build_current_automation,
+    build_current_job,
+)
 from pipeline.orchestration.failure_sensor import build_notices_sensor
 from pipeline.orchestration.flat_assets import build_flat_assets
 from pipeline.orchestration.flat_sensor import build_flat_sensor
@@ -26,11 +31,12 @@ def build_source(
     tables = build_tables(config, source)
     ingest = [build_manifest_asset(config, source), tables, build_receipt_asset(config, source)]
     flat = build_flat_assets(config, source, tables)
+    current = build_current_assets(config, source, tables)
     jobs = build_jobs(config, source, request, ingest, flat, executor)
     retention = build_retention_job(config, source)
     return dg.Definitions(
-        assets=[group_spec(source), request, *ingest, *flat],
-        jobs=[*jobs, retention],
+        assets=[group_spec(source), request, *ingest, *flat, *current],
+        jobs=[*jobs, *build_current_job(source, current, executor), retention],
         schedules=[
             build_schedule(config, source),
             *build_retention_schedules(config, source, retention),
@@ -38,6 +44,7 @@ def build_source(
         sensors=[
             build_sensor(config, source, jobs),
             *filter(None, [build_notices_sensor(config, source)]),
+            *build_current_automation(source, current),
             *(
                 build_flat_sensor(config, source, job)
                 for job in jobs

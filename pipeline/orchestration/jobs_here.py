@@ -25,8 +25,16 @@ class JobsHere:
     tags: Mapping[str, str]
     say: Callable[[str], None]
 
-    def run(self, job: str, export_id: str) -> tuple[str, ExportError | None]:
-        """Runs a job for an export: the run's id, and what went wrong. Never raises for the job's sake."""
+    @property
+    def names(self) -> set[str]:
+        """Of the jobs that there are."""
+        return {job.name for job in self.definitions.jobs or ()}
+
+    def run(self, job: str, export_id: str | None) -> tuple[str, ExportError | None]:
+        """Runs a job, for an export or (None) for all of them: the run's id, and what went wrong.
+
+        Never raises for the job's sake.
+        """
         run_id = make_new_run_id()
         listening = announcement.set(self.say)
         error: ExportError | None = None

@@ -72,7 +72,7 @@ class RunOutcome:
     reason: str
     error: ExportError | None = None
     """Why it is not further, where something went wrong; its exit code is the command's. Of a published
-    export: why flat tables are missing."""
+    export: why flat tables are missing, or current ones not up to date."""
 
 
 def run_source(
@@ -122,6 +122,8 @@ class _Run:
         self.error: ExportError | None = None
         self.flat_error: ExportError | None = None
         """Why flat tables are missing although the export is published."""
+        self.current_error: ExportError | None = None
+        """Why current tables are not up to date."""
         self.facts_before: Facts | None = None
         self.looks = 0
         self.watch: Watch | None = None
@@ -158,7 +160,14 @@ class _Run:
                 pass
         except LakeError as error:  # the facts could not be read or written
             self.error = error
+        if wait and self.session.ledger.read(self.export_id).receipt:
+            self._bring_current()
         return self._outcome()
+
+    def _bring_current(self) -> None:
+        """The current tables, in a run of their own, as Dagster's automation would."""
+        if self.names.current_job in self.jobs.names:
+            _, self.current_error = self.jobs.run(self.names.current_job, None)
 
     def _is_stuck(self) -> bool:
         """Whether trying again at once would not end: somebody has to look first."""
@@ -247,13 +256,17 @@ class _Run:
         counts: dict[str, TableCounts] = facts.receipt.tables if facts.receipt else {}
         if facts.receipt and self.flat_error:
             reason = f"{reason}; but flat tables are missing"
+        if facts.receipt and self.current_error:
+            reason = f"{reason}; but current tables are not up to date"
         return RunOutcome(
             export_id=self.export_id,
             state=state,
             tables={table: each.rows for table, each in counts.items()},
             quarantined=facts.receipt.quarantined if facts.receipt else 0,
             reason=reason,
-            error=self.flat_error if facts.receipt else self.error or _closing_error(state, reason),
+            error=(self.flat_error or self.current_error)
+            if facts.receipt
+            else self.error or _closing_error(state, reason),
         )
 
 

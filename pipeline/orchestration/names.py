@@ -48,6 +48,14 @@ class Names:
         return f"{self.source}_flat"
 
     @property
+    def current_job(self) -> str:
+        return f"{self.source}_current"
+
+    @property
+    def current_sensor(self) -> str:
+        return f"{self.source}_current_automation"
+
+    @property
     def tidy_job(self) -> str:
         return f"{self.source}_tidy"
 

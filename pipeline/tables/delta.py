@@ -73,13 +73,13 @@ def part_path(export_id: str, attempt: int) -> str:
 
 def table_schema(uri: str, storage_options: StorageOptions = None) -> pa.Schema | None:
     """The table's schema without the partition column; None when there is no table yet."""
-    table = _open(uri, storage_options)
-    return None if table is None else _schema_of(table)
+    table = open_table(uri, storage_options)
+    return None if table is None else schema_of(table)
 
 
 def live_parts(uri: str, export_id: str, storage_options: StorageOptions = None) -> list[StagedPart]:
     """The files that make up one export's partition now; none when there is no table."""
-    table = _open(uri, storage_options)
+    table = open_table(uri, storage_options)
     return [] if table is None else _live(table, export_id)
 
 
@@ -90,14 +90,31 @@ def partition_rows(uri: str, export_id: str, storage_options: StorageOptions = N
 
 def total_rows(uri: str, storage_options: StorageOptions = None) -> int:
     """Live rows of the table, from the log only; 0 when there is no table."""
-    table = _open(uri, storage_options)
+    table = open_table(uri, storage_options)
     return 0 if table is None else sum(part.rows for part in _live(table, None))
 
 
 def committed_attempt(uri: str, export_id: str, storage_options: StorageOptions = None) -> int | None:
     """The attempt that committed this export last, None when none did."""
-    table = _open(uri, storage_options)
+    table = open_table(uri, storage_options)
     return None if table is None else table.transaction_version(_app_id(export_id))
+
+
+def published_parts(
+    uri: str, storage_options: StorageOptions = None
+) -> dict[str, tuple[int, tuple[StagedPart, ...]]]:
+    """Export -> the attempt that committed it last, and the files that make up its partition now.
+
+    Exports without rows are not in it. From the log only; empty when there is no table.
+    """
+    table = open_table(uri, storage_options)
+    found: dict[str, list[StagedPart]] = {}
+    for part in [] if table is None else _live(table, None):
+        found.setdefault(part.path.partition("/")[0].partition("=")[2], []).append(part)
+    return {
+        export_id: (table.transaction_version(_app_id(export_id)) or 0 if table else 0, tuple(parts))
+        for export_id, parts in found.items()
+    }
 
 
 # --- committing --------------------------------------------------------------------------------------
@@ -131,18 +148,18 @@ def commit_export(
     for tries in range(MAX_TRIES):
         if tries:
             time.sleep(random.uniform(0.2, 1.0) * min(LONGEST_WAIT, 0.05 * 2**tries))  # noqa: S311
-        table = _open(uri, storage_options)
+        table = open_table(uri, storage_options)
         try:
             if table is None:
-                _create(uri, schema, storage_options)
-            elif not schemas.covers(_schema_of(table), schema):
-                _widen(table, schema, storage_options)
+                create_table(uri, schema, storage_options)
+            elif not schemas.covers(schema_of(table), schema):
+                widen_table(table, schema, storage_options)
             elif (done := _committed_before(table, export_id, attempt, replaces_after, parts)) is not None:
                 return done
             else:
                 _commit_parts(table, export_id, attempt, parts, schema, metadata or {})
                 return _verified(uri, export_id, attempt, parts, storage_options)
-        except _Conflict as lost:
+        except Conflict as lost:
             conflict = str(lost)
     raise LakeError(
         f"The table {_name(uri)} could not be committed in {MAX_TRIES} tries ({conflict})",
@@ -194,7 +211,7 @@ def empty_partition(
     `attempt` must be later than any that may still commit: such a one is refused then, where there were rows.
     Raises as `commit_export` does.
     """
-    table = _open(uri, storage_options)
+    table = open_table(uri, storage_options)
     if table is None or not _live(table, export_id):
         return False
     last = max(attempt, (table.transaction_version(_app_id(export_id)) or 0) + 1)
@@ -204,7 +221,7 @@ def empty_partition(
         attempt=last,
         replaces_after=last - 1,
         parts=(),
-        schema=_schema_of(table),
+        schema=schema_of(table),
         storage_options=storage_options,
     )
     return True
@@ -232,7 +249,7 @@ def _staged(
     return [StagedPart(path, part.bytes, part.rows)]
 
 
-class _Conflict(Exception):
+class Conflict(Exception):
     """Another writer was quicker: begin again from a fresh table. Holds the error's class only."""
 
 
@@ -244,41 +261,55 @@ def _check_paths(parts: Sequence[StagedPart], export_id: str) -> None:
         raise LakeError("A part is listed twice", "Its rows would double; stage every part once")
 
 
-def _create(uri: str, schema: pa.Schema, storage_options: StorageOptions) -> None:
+def create_table(
+    uri: str,
+    schema: pa.Schema,
+    storage_options: StorageOptions,
+    partition: str = PARTITION_COLUMN,
+    configuration: Mapping[str, str | None] | None = None,
+) -> None:
+    """An empty table, partitioned by a text column that `schema` does not hold. Raises `Conflict` when
+    somebody else was quicker, LakeError when it cannot be made.
+    """
     import pyarrow as pa
     from deltalake import DeltaTable, Schema
     from deltalake.exceptions import DeltaError
 
-    whole = schema.append(pa.field(PARTITION_COLUMN, pa.string()))
+    whole = schema.append(pa.field(partition, pa.string()))
     try:
         DeltaTable.create(
             uri,
             Schema.from_arrow(whole),
             mode="error",
-            partition_by=[PARTITION_COLUMN],
+            partition_by=[partition],
+            configuration=configuration,
             storage_options=storage_options,
         )
     except (DeltaError, OSError) as lost:
         # Someone else made it in the meantime, or it cannot be made.
-        if _open(uri, storage_options) is None:
-            raise _unwritable(uri, lost) from None
-        raise _Conflict(f"creating: {type(lost).__name__}") from None
+        if open_table(uri, storage_options) is None:
+            raise unwritable(uri, lost) from None
+        raise Conflict(f"creating: {type(lost).__name__}") from None
 
 
-def _widen(table: DeltaTable, schema: pa.Schema, storage_options: StorageOptions) -> None:
+def widen_table(
+    table: DeltaTable, schema: pa.Schema, storage_options: StorageOptions, partition: str = PARTITION_COLUMN
+) -> None:
+    """Adds the columns that `schema` has beyond the table's. Raises `Conflict` when somebody else changed it
+    meanwhile, VerificationFailed when a column would change its type, LakeError.
+    """
     import pyarrow as pa
     from deltalake import write_deltalake
     from deltalake.exceptions import CommitFailedError, DeltaError
 
-    # Raises when a column would change its type.
-    wide = schemas.union(_schema_of(table), schema)
-    empty = wide.append(pa.field(PARTITION_COLUMN, pa.string())).empty_table()
+    wide = schemas.union(schema_of(table, partition), schema)
+    empty = wide.append(pa.field(partition, pa.string())).empty_table()
     try:
         write_deltalake(table, empty, mode="append", schema_mode="merge", storage_options=storage_options)
     except CommitFailedError as lost:
-        raise _Conflict(f"widening: {type(lost).__name__}") from None
+        raise Conflict(f"widening: {type(lost).__name__}") from None
     except (DeltaError, OSError) as bad:
-        raise _unwritable(table.table_uri, bad) from None
+        raise unwritable(table.table_uri, bad) from None
 
 
 def _committed_before(
@@ -353,15 +384,15 @@ def _commit_parts(
             ),
         )
     except CommitFailedError as lost:
-        raise _Conflict(f"committing: {type(lost).__name__}") from None
+        raise Conflict(f"committing: {type(lost).__name__}") from None
     except (DeltaError, OSError) as bad:
-        raise _unwritable(table.table_uri, bad) from None
+        raise unwritable(table.table_uri, bad) from None
 
 
 def _verified(
     uri: str, export_id: str, attempt: int, parts: Sequence[StagedPart], storage_options: StorageOptions
 ) -> Commit:
-    table = _open(uri, storage_options)
+    table = open_table(uri, storage_options)
     live = _live(table, export_id) if table is not None else []
     if table is None or table.transaction_version(_app_id(export_id)) != attempt:
         raise StillRunning(
@@ -387,7 +418,8 @@ def _name(uri: str) -> str:
     return uri.split("?", maxsplit=1)[0].rstrip("/").rsplit("/", 1)[-1]
 
 
-def _unwritable(uri: str, bad: Exception) -> LakeError:
+def unwritable(uri: str, bad: Exception) -> LakeError:
+    """The error for a table that cannot be written: no URL, no credential in it."""
     return LakeError(
         f"The table {_name(uri)} cannot be written ({_why(bad)})",
         "Check that the lake can be reached and that its credentials allow writing",
@@ -403,7 +435,8 @@ def _why(bad: Exception) -> str:
     return "no connection" if "error sending request" in said else type(bad).__name__
 
 
-def _open(uri: str, storage_options: StorageOptions) -> DeltaTable | None:
+def open_table(uri: str, storage_options: StorageOptions) -> DeltaTable | None:
+    """The table at its newest version; None where there is none. Raises LakeError."""
     from deltalake import DeltaTable
     from deltalake.exceptions import DeltaError, TableNotFoundError
 
@@ -418,11 +451,12 @@ def _open(uri: str, storage_options: StorageOptions) -> DeltaTable | None:
         ) from None
 
 
-def _schema_of(table: DeltaTable) -> pa.Schema:
+def schema_of(table: DeltaTable, partition: str = PARTITION_COLUMN) -> pa.Schema:
+    """The table's schema, plain, without the partition column."""
     import pyarrow as pa
 
     whole = schemas.plain(pa.schema(table.schema().to_arrow()))
-    return pa.schema([field for field in whole if field.name != PARTITION_COLUMN])
+    return pa.schema([field for field in whole if field.name != partition])
 
 
 def _live(table: DeltaTable, export_id: str | None) -> list[StagedPart]:

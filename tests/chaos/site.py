@@ -89,6 +89,7 @@ class Site:
             "knobs": {"first_poll": 0.5, "longest_poll": 3.0},
             "schedule": "* * * * *",
             "flat": False,
+            "current": False,
             **self.plan.source,
         }
         config = {"lake": str(self.lake), "executor": self.plan.executor, "sources": [entry]}

@@ -20,6 +20,7 @@ def box_entry(name: str, box: SandboxProcess, fhir_url: str, **more: Any) -> dic
         "auth": {"client_id": "nightly", "private_key": f"file:keys/{name}.pem"},
         "export": export_entry(),
         "flat": False,
+        "current": False,
         "knobs": {"first_poll": 0.3, "throttled_wait": 0.5},
         **more,
     }

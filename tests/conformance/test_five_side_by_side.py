@@ -90,7 +90,13 @@ def five_systems(folder: Path, authority: Authority) -> Iterator[Five]:
         def add(entry: dict[str, Any]) -> None:
             entry["export"] = {"group": "demo", "types": list(TYPES)}
             site.sources.append(
-                {"flat": False, "schedule": "* * * * *", "knobs": {"first_poll": 0.5}, **entry}
+                {
+                    "flat": False,
+                    "current": False,
+                    "schedule": "* * * * *",
+                    "knobs": {"first_poll": 0.5},
+                    **entry,
+                }
             )
 
         apim = start("apim", "apim", jwks=site.new_key("apim"), apim_host="https://front.example.org")

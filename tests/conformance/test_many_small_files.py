@@ -26,6 +26,7 @@ def test_five_thousand_small_files_land_without_a_listing_per_file(tmp_path: Pat
                 "export": {"group": "demo", "types": ["Patient"]},
                 "downloads": {"concurrency": 16},
                 "flat": False,
+                "current": False,
             }
         )
         site.write()

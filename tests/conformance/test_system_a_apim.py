@@ -62,6 +62,7 @@ def entry(box: SandboxProcess, **auth: Any) -> dict[str, Any]:
         },
         "export": export_entry(),
         "flat": False,
+        "current": False,
         "knobs": {"first_poll": 0.3},
     }
 

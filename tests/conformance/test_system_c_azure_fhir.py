@@ -70,6 +70,7 @@ def opened(
                     "auth": entra(site, cloud),
                     "export": export_entry(),
                     "flat": False,
+                    "current": False,
                     "knobs": {"first_poll": 0.3},
                 }
             )

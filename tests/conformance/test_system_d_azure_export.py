@@ -97,6 +97,7 @@ def entry(
         },
         "export": export_entry(),
         "flat": False,
+        "current": False,
         "knobs": {"first_poll": 0.3},
     }
 

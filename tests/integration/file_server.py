@@ -182,6 +182,7 @@ def configured(folder: Path, server: FileServer, **source: object) -> Config:
         "export": {"level": "system", "group": None, "types": ["Patient"]},
         "downloads": {"concurrency": 4, "auth": "none"},
         "flat": False,
+        "current": False,
         **source,
     }
     path.write_text(json.dumps({"lake": str(folder / "lake"), "sources": [entry]}))

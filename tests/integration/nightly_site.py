@@ -203,6 +203,7 @@ def open_site(
             "export": {"group": "demo", **(export or {})},
             "schedule": "* * * * *",
             "flat": False,  # they take half a second a type; test_flat_assets and the demo have them
+            "current": False,  # test_current_* and the demo have them
             **(source or {}),
         }
         (home / "exports.yaml").write_text(

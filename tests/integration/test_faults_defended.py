@@ -105,8 +105,8 @@ CASES = [
     ),
     whole("transient", {"path": STATUS, "status": 500, "body": outcome("transient", "busy"), "times": 3}),
     whole(
-        "one export at a time",
-        {"path": r"\$export", "status": 429, "headers": {"Retry-After": "120"}, "times": 3},
+        "one export at a time",  # waited for longer than a request that brought no answer is asked again
+        {"path": r"\$export", "status": 429, "headers": {"Retry-After": "120"}, "times": 8},
     ),
     # errors that stay
     nothing(

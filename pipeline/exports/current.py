@@ -1,0 +1,274 @@
+"""The current tables of a source: what is true now, and what was true as of an export.
+
+`<lake>/<source>/current/<type>_current` and `<type>_deleted` are made from the export partitions and from
+`_deletes` alone. An export counts when `_exports` lists it. One that is later than all that is in a
+current table is folded in alone; one that comes late, was ingested again or was withdrawn has the table made
+again from the partitions, in one commit.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.config import Source
+from pipeline.errors import ConfigError, LakeError
+from pipeline.exports.deletions import DELETES, read_deletes
+from pipeline.exports.identity import moment_of
+from pipeline.exports.partial import is_full
+from pipeline.exports.session import Session
+from pipeline.tables.definitions import table_name, type_of_table
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from pipeline.tables.current.chunks import ChunkTable
+    from pipeline.tables.current.merging import Merged, Places, Share
+    from pipeline.tables.delta import StagedPart
+
+CURRENT, DELETED = "_current", "_deleted"
+MAX_TRIES = 8
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class CurrentTable:
+    """One type's current table, as it is after it was looked at."""
+
+    name: str
+    resource_type: str
+    rows: int
+    deleted: int
+    exports: tuple[str, ...]
+    """That were folded in now."""
+    anew: str
+    """Why the table was made again from all exports; empty where it was not."""
+    merged: Merged | None
+    """What was changed now; None: it was current already."""
+
+
+@dataclass(frozen=True)
+class _Due:
+    """What a current table lacks."""
+
+    numbers: Mapping[str, int]
+    """Export that counts for this type -> number of its commit."""
+    pending: tuple[str, ...]
+    over: tuple[str, ...]
+    """In the table, and count no more."""
+    anew: str
+
+
+def wants_current(source: Source, resource_type: str) -> bool:
+    """Whether the configuration asks for the current table of a type."""
+    return source.current if isinstance(source.current, bool) else resource_type in source.current
+
+
+def current_types(session: Session) -> list[str]:
+    """Resource types that have a table in the lake and are to have a current one. Raises `LakeError`."""
+    found = (type_of_table(name) for name in session.lake.names(f"{session.source.name}/tables"))
+    return [each for each in found if each is not None and wants_current(session.source, each)]
+
+
+def places_of(session: Session, resource_type: str) -> Places:
+    """Where the two tables of a type lie, from the lake's root."""
+    from pipeline.tables.current.merging import Places
+
+    folder = f"{session.source.name}/current/{table_name(resource_type)}"
+    return Places(f"{folder}{CURRENT}", f"{folder}{DELETED}")
+
+
+def update_current(session: Session, resource_type: str, *, anew: bool = False) -> CurrentTable:
+    """Brings one type's current table up to all exports that count; with `anew` from nothing.
+
+    Raises `LakeError`, `VerificationFailed`.
+    """
+    from pipeline.tables.delta import Conflict
+
+    conflict = ""
+    for tries in range(MAX_TRIES):
+        if tries:
+            time.sleep(random.uniform(0.2, 1.0) * min(10.0, 0.2 * 2**tries))  # noqa: S311
+        try:
+            return _update(session, resource_type, anew=anew)
+        except Conflict as lost:
+            conflict = str(lost)
+    raise LakeError(
+        f"{table_name(resource_type)}{CURRENT} could not be committed in {MAX_TRIES} tries ({conflict})",
+        "Somebody else keeps writing to it: see its history, then try again",
+    )
+
+
+def _update(session: Session, resource_type: str, *, anew: bool) -> CurrentTable:
+    from pipeline.tables.current.chunks import ChunkTable
+    from pipeline.tables.current.merging import latest_of, merge
+
+    places, options = places_of(session, resource_type), session.lake.storage_options
+    current = ChunkTable.at(session.lake.table_uri(places.current), options)
+    parts = _parts(session, resource_type)
+    due = _due(session, current, parts, "it was asked for" if anew else "")
+    shares = [_share(session, resource_type, each, due, parts) for each in due.pending]
+    latest = latest_of(current)
+    late = [share.export_id for share in shares if share.order <= latest]
+    if late and not due.anew:
+        due = _due(session, current, parts, f"{late[0]} is earlier than what was in it")
+        shares = [_share(session, resource_type, each, due, parts) for each in due.pending]
+    name = f"{table_name(resource_type)}{CURRENT}"
+    schema = _schema(session, resource_type)
+    if not due.anew and not due.pending:
+        buried = ChunkTable.at(session.lake.table_uri(places.deleted), options)
+        return CurrentTable(name, resource_type, current.rows, buried.rows, (), "", None)
+    merged = merge(session.lake, places, schema, shares, anew=bool(due.anew), without=due.over)
+    how = f" made again, since {due.anew}:" if due.anew else ""
+    session.log(f"{name}:{how} {merged.rows} rows, {merged.deleted} deleted, {merged.added} new")
+    exports = tuple(share.export_id for share in shares)
+    return CurrentTable(name, resource_type, merged.rows, merged.deleted, exports, due.anew, merged)
+
+
+def _due(
+    session: Session,
+    current: ChunkTable,
+    parts: Mapping[str, tuple[int, tuple[StagedPart, ...]]],
+    anew: str,
+) -> _Due:
+    from pipeline.tables.current.chunks import NEVER
+    from pipeline.tables.current.merging import number_of
+    from pipeline.tables.delta import published_parts
+
+    options = session.lake.storage_options
+    whole = published_parts(session.table_uri("_exports"), options)
+    deleting = published_parts(session.table_uri(DELETES), options)
+    numbers = {
+        export_id: attempt
+        for export_id, (attempt, _) in whole.items()
+        if export_id in parts or export_id in deleting or _infers(session, export_id)
+    }
+    over = []
+    for export_id in {*session.ledger.export_ids(), *whole}:
+        there, wanted = number_of(current, export_id), numbers.get(export_id, NEVER)
+        if there not in (NEVER, wanted):
+            anew = anew or (f"{export_id} was {'taken back' if wanted == NEVER else 'ingested again'}")
+            over += [export_id] if wanted == NEVER else []
+    pending = [each for each in numbers if anew or number_of(current, each) == NEVER]
+    return _Due(numbers, tuple(sorted(pending)), tuple(sorted(over)), anew)
+
+
+def _infers(session: Session, export_id: str) -> bool:
+    """Whether what the export lacks counts as gone, so that it counts although it has no rows."""
+    if not session.source.export.infer_deletes:
+        return False
+    facts = session.ledger.read(export_id)
+    return facts.receipt is not None and not facts.receipt.incomplete and is_full(facts)
+
+
+def _parts(session: Session, resource_type: str) -> dict[str, tuple[int, tuple[StagedPart, ...]]]:
+    from pipeline.tables.delta import published_parts
+
+    return published_parts(session.table_uri(table_name(resource_type)), session.lake.storage_options)
+
+
+def _schema(session: Session, resource_type: str) -> pa.Schema:
+    from pipeline.tables.delta import table_schema
+    from pipeline.tables.schema import floor_schema
+
+    uri = session.table_uri(table_name(resource_type))
+    schema = table_schema(uri, session.lake.storage_options)
+    return floor_schema(resource_type) if schema is None else schema
+
+
+def _share(
+    session: Session,
+    resource_type: str,
+    export_id: str,
+    due: _Due,
+    parts: Mapping[str, tuple[int, tuple[StagedPart, ...]]],
+) -> Share:
+    from pipeline.tables.current.merging import Share
+
+    folder = session.table(table_name(resource_type))
+    _, own = parts.get(export_id, (0, ()))
+    named = [
+        (identifier, None if at is None else _micros(at), exact)
+        for identifier, at, exact in read_deletes(session, export_id, resource_type)
+    ]
+    return Share(
+        export_id=export_id,
+        number=due.numbers[export_id],
+        moment=_micros(_transaction_moment(session, export_id)),
+        parts=tuple(sorted(f"{folder}/{part.path}" for part in own)),
+        deletions=tuple((each, at) for each, at, exact in named if exact or at is None),
+        deletions_until=tuple((each, at) for each, at, exact in named if at is not None and not exact),
+        replaces_all=_infers(session, export_id) and _asked_for(session, export_id, resource_type),
+    )
+
+
+def _asked_for(session: Session, export_id: str, resource_type: str) -> bool:
+    """Whether an export without any resource of the type says that there is none."""
+    facts = session.ledger.read(export_id)
+    request = facts.request
+    intent = next((each for each in facts.intents if request and each.number == request.intent), None)
+    types = intent.parameters.get("types") if intent else None
+    receipt = facts.receipt
+    listed = receipt is not None and table_name(resource_type) in receipt.tables
+    return resource_type in types if types else listed
+
+
+def _transaction_moment(session: Session, export_id: str) -> datetime:
+    """The `transactionTime`; of a server that sends none that is a moment, when the export run began."""
+    from pipeline.bulkdata.manifest import instant_of
+
+    facts = session.ledger.read(export_id)
+    instant = instant_of(facts.manifest.transaction_time) if facts.manifest else None
+    return datetime.fromisoformat(instant) if instant else moment_of(export_id)
+
+
+def _micros(moment: datetime) -> int:
+    since = moment - _EPOCH
+    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+
+
+# --- as of an export -----------------------------------------------------------------------------------
+
+
+def write_as_of(session: Session, export_id: str, resource_types: Iterable[str], out: Path) -> dict[str, int]:
+    """What was true as of an export, into `<out>/<type>/*.parquet`; type -> rows.
+
+    From the partitions of that export and of all that were before it by transactionTime; later ones and the
+    current tables are not looked at. Raises `ConfigError` when the export is not published or a folder is
+    not empty, `LakeError`, `VerificationFailed`.
+    """
+    from pipeline.tables.current.merging import choose
+
+    whole = _due_all(session)
+    if export_id not in whole:
+        raise ConfigError(
+            f"{session.source.name}/{export_id} is not published",
+            f"`fhir-export exports {session.source.name}` lists those that are",
+        )
+    last = (_transaction_moment(session, export_id), export_id)
+    before = [each for each in whole if (_transaction_moment(session, each), each) <= last]
+    rows = {}
+    for resource_type in resource_types:
+        parts = _parts(session, resource_type)
+        due = _Due({each: whole[each] for each in before}, tuple(before), (), "as of")
+        shares = [_share(session, resource_type, each, due, parts) for each in before]
+        folder = out / table_name(resource_type)
+        if folder.exists() and any(folder.iterdir()):
+            raise ConfigError(f"{folder} is not empty", "Name a new folder: --out")
+        folder.mkdir(parents=True, exist_ok=True)
+        schema = _schema(session, resource_type)
+        rows[resource_type] = choose(session.lake, shares, schema, folder)
+        session.log(f"{table_name(resource_type)}: {rows[resource_type]} rows as of {export_id}")
+    return rows
+
+
+def _due_all(session: Session) -> dict[str, int]:
+    from pipeline.tables.delta import published_parts
+
+    listed = published_parts(session.table_uri("_exports"), session.lake.storage_options)
+    return {export_id: attempt for export_id, (attempt, _) in listed.items()}

@@ -1,0 +1,121 @@
+"""`_deletes`: one row for each resource that a server named as deleted, by export run (protocol fact 31).
+
+A Delta table like the others: the partition of an export is committed before `_exports` lists it, and taken
+back with it. The current tables read it, and nothing else says later what a server has deleted: raw bytes
+may be dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from pipeline.exports.attempt import Attempt
+from pipeline.exports.facts import LandedBatch
+from pipeline.exports.session import Session
+from pipeline.exports.sidecars import contents
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pyarrow as pa
+
+DELETES = "_deletes"
+_ROWS = 50_000
+
+
+def deletes_schema() -> pa.Schema:
+    """Columns of `_deletes`. `deleted_at` is null where the server did not say, and where not `exact` it was
+    then or before."""
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            ("resource_type", pa.string()),
+            ("id", pa.string()),
+            ("deleted_at", pa.timestamp("us", "UTC")),
+            ("exact", pa.bool_()),
+            ("transaction_time", pa.string()),
+            ("source_file", pa.string()),
+            ("source_line", pa.int64()),
+        ]
+    )
+
+
+def write_deletes(
+    session: Session, attempt: Attempt, transaction_time: str, landed: Sequence[LandedBatch]
+) -> int:
+    """Replaces this export's rows of `_deletes`; how many there are. Without any, and without a table or
+    rows of before, nothing is written."""
+    import pyarrow as pa
+
+    from pipeline.tables.delta import live_parts, write_small_partition
+
+    rows = _rows(session, transaction_time, landed)
+    first = list(islice(rows, _ROWS))
+    uri, options = session.table_uri(DELETES), session.lake.storage_options
+    if not first and not live_parts(uri, attempt.export_id, options):
+        return 0
+    schema = deletes_schema()
+
+    def tables() -> Iterator[pa.Table]:
+        some = first
+        while some:
+            yield pa.Table.from_pylist(some, schema=schema)
+            some = list(islice(rows, _ROWS))
+
+    def put(local: Path, path: str) -> None:
+        session.lake.put_file(local, f"{session.table(DELETES)}/{path}")
+
+    with session.lake.spool() as spool:
+        commit = write_small_partition(
+            uri,
+            export_id=attempt.export_id,
+            attempt=attempt.number,
+            replaces_after=attempt.facts.settled_attempt,
+            tables=tables(),
+            schema=schema,
+            put=put,
+            spool=spool,
+            storage_options=options,
+        )
+    return commit.rows
+
+
+def _rows(session: Session, transaction_time: str, landed: Sequence[LandedBatch]) -> Iterator[dict[str, Any]]:
+    from pipeline.bulkdata.sidecar import deletions
+
+    for name, content in contents(session, landed, "deleted"):
+        for each in deletions([content]):
+            yield {
+                "resource_type": each.resource_type,
+                "id": each.id,
+                "deleted_at": each.at,
+                "exact": each.exact,
+                "transaction_time": transaction_time,
+                "source_file": name,
+                "source_line": each.line,
+            }
+
+
+def read_deletes(
+    session: Session, export_id: str, resource_type: str
+) -> list[tuple[str, datetime | None, bool]]:
+    """(id, when, exact) of each resource of that type that the export named as deleted."""
+    import pyarrow.parquet as pq
+
+    from pipeline.tables.delta import live_parts
+
+    found: list[tuple[str, datetime | None, bool]] = []
+    for part in live_parts(session.table_uri(DELETES), export_id, session.lake.storage_options):
+        with session.lake.open(f"{session.table(DELETES)}/{part.path}") as file:
+            table = pq.read_table(
+                file,
+                columns=["id", "deleted_at", "exact"],
+                filters=[("resource_type", "=", resource_type)],
+                partitioning=None,
+            )
+        found += [(row["id"], row["deleted_at"], row["exact"]) for row in table.to_pylist()]
+    return found

@@ -1,0 +1,425 @@
+"""Exports into a current table: what is decided by `fold` is written with as few chunks as possible.
+
+`<root>/<table>` holds what is alive, `<root>/<table of the deleted>` what is gone; the latter is committed
+first, and what is done twice is done once: killed in between, the next merge ends alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.lake.lake import Lake
+from pipeline.tables.current.chunks import NEVER, Chunk, ChunkTable, new_chunk
+from pipeline.tables.current.evidence import read_evidence, read_places
+from pipeline.tables.current.fold import UNKNOWN, State, Versions
+from pipeline.tables.current.taking import CHUNK_ROWS, ChunkFiles, taken
+from pipeline.tables.current.tombstones import read_tombstones, tombstone_schema, tombstones
+from pipeline.tables.current.vocabulary import UNCODED, Vocabulary, shares_of
+from pipeline.tables.parts import open_part
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+PASS_IDS = 4_000_000
+"""Ids that are decided at a time: about 150 bytes each. More of them take several passes over the columns
+that decide, never more memory."""
+SMALL_CHUNKS = 8
+"""So many chunks below half the size are let be; then they are joined."""
+_LATEST, _LATEST_ID = "latest", "latest-id"
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one export brought for one type."""
+
+    export_id: str
+    number: int
+    """Of its commit, 1 or more: another one means that it was ingested again."""
+    moment: int
+    """Its transactionTime, microseconds since 1970."""
+    parts: tuple[str, ...] = ()
+    """Parquet parts, from the lake's root."""
+    deletions: tuple[tuple[str, int | None], ...] = ()
+    """Ids that the server named as deleted, and when (microseconds), where it said so."""
+    deletions_until: tuple[tuple[str, int], ...] = ()
+    """Ids that were deleted at that moment or before; what the export also lists is there again."""
+    replaces_all: bool = False
+    """A full export, and what it lacks counts as gone."""
+
+    @property
+    def named(self) -> int:
+        """How many ids it names as deleted."""
+        return len(self.deletions) + len(self.deletions_until)
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Exports count in the order of their transactionTime, and of their ids where that is the same."""
+        return self.moment, digits(self.export_id)
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What a merge came to."""
+
+    rows: int
+    """Alive, afterwards."""
+    deleted: int
+    """Gone, afterwards."""
+    added: int
+    """Rows that were put in."""
+    removed: int
+    """Rows that were taken out: replaced, or gone."""
+    chunks_out: int
+    chunks_in: int
+    version: int | None
+    """Of the Delta table."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the two tables of a type lie, from the lake's root."""
+
+    current: str
+    deleted: str
+
+
+def digits(export_id: str) -> int:
+    """An export's id as a number that sorts alike."""
+    return int("0" + "".join(each for each in export_id if each.isdigit())[:18])
+
+
+def number_of(table: ChunkTable, export_id: str) -> int:
+    """Which commit of that export the table holds, or `NEVER`."""
+    return table.number(f"export:{export_id}")
+
+
+def latest_of(table: ChunkTable) -> tuple[int, int]:
+    """The order of the latest export that the table holds: an earlier one cannot be folded in alone."""
+    return table.number(_LATEST), table.number(_LATEST_ID)
+
+
+def merge(
+    lake: Lake,
+    places: Places,
+    schema: pa.Schema,
+    shares: Sequence[Share],
+    *,
+    anew: bool = False,
+    without: Sequence[str] = (),
+    chunk_rows: int = CHUNK_ROWS,
+) -> Merged:
+    """Folds exports into the tables, in one commit each.
+
+    `shares` are later than what the tables hold, or with `anew` all that count: the tables are made again
+    from nothing then, and readers see the old ones until it is done. `schema` covers the parts; `without`
+    are exports that the table may hold and that count no more. Raises `Conflict` when somebody else changes
+    a table meanwhile, LakeError, VerificationFailed.
+    """
+    ordered = sorted(shares, key=lambda share: share.order)
+    options = lake.storage_options
+    standing = ChunkTable.covering(lake.table_uri(places.current), schema, options)
+    buried = ChunkTable.covering(lake.table_uri(places.deleted), tombstone_schema(), options)
+    work = _Merging(lake, standing, buried, places, ordered, anew=anew)
+    work.decide()
+    numbers = _numbers(ordered, without)
+    with lake.spool() as spool:
+        return work.write(spool, schema, numbers, chunk_rows)
+
+
+def choose(lake: Lake, shares: Sequence[Share], schema: pa.Schema, out: Path) -> int:
+    """What stands when just these exports are folded, as Parquet files in the local folder `out`; the rows.
+
+    Raises LakeError, VerificationFailed; files that were begun are removed then.
+    """
+    ordered = sorted(shares, key=lambda share: share.order)
+    work = _Merging(lake, ChunkTable(None), ChunkTable(None), Places("", ""), ordered, anew=True)
+    work.decide()
+    with ChunkFiles(out, schema) as files:
+        work.copy(files)
+        files.keep()
+    return sum(part.rows for part in files.finished)
+
+
+def _numbers(shares: Sequence[Share], without: Sequence[str]) -> dict[str, int]:
+    numbers = {f"export:{export_id}": NEVER for export_id in without}
+    numbers |= {f"export:{share.export_id}": share.number for share in shares}
+    latest = shares[-1].order if shares else (NEVER, NEVER)
+    return numbers | {_LATEST: latest[0], _LATEST_ID: latest[1]}
+
+
+@dataclass
+class _Source:
+    """A part whose rows compete; `chosen`: those that stand when all is decided."""
+
+    path: str
+    chunk: Chunk | None
+    rows: int
+    chosen: NDArray[np.bool_]
+
+
+class _Merging:
+    def __init__(
+        self,
+        lake: Lake,
+        standing: ChunkTable,
+        buried: ChunkTable,
+        places: Places,
+        shares: Sequence[Share],
+        *,
+        anew: bool,
+    ) -> None:
+        self.lake = lake
+        self.places = places
+        self.standing = standing
+        self.buried = buried
+        self.shares = shares
+        self.anew = anew
+        chunks = [] if anew else standing.chunks
+        self.chunks = [
+            _Source(f"{places.current}/{each.path}", each, each.rows, np.ones(each.rows, np.bool_))
+            for each in chunks
+        ]
+        self.graves = [] if anew else [f"{places.deleted}/{each.path}" for each in buried.chunks]
+        self.grave_rows = [] if anew else [np.ones(each.rows, np.bool_) for each in buried.chunks]
+        self.parts = [
+            [_Source(path, None, rows, np.zeros(rows, np.bool_)) for path, rows in self._counted(share)]
+            for share in shares
+        ]
+        self.fresh_graves: list[pa.Table] = []
+
+    def _counted(self, share: Share) -> Iterator[tuple[str, int]]:
+        for path in share.parts:
+            with self._opened(path) as part:
+                yield path, part.metadata.num_rows
+
+    @contextmanager
+    def _opened(self, path: str) -> Iterator[Any]:
+        with self.lake.open(path) as file, open_part(file) as part:
+            yield part
+
+    # --- deciding ------------------------------------------------------------------------------------
+
+    def decide(self) -> None:
+        """Which rows of which parts stand."""
+        rows = [sum(part.rows for part in parts) + share.named for parts, share in self._each()]
+        size = max([sum(chunk.rows for chunk in self.chunks), *rows]) if self._needs_all else max([0, *rows])
+        passes = max(1, -(-size // PASS_IDS))
+        for share in range(passes):
+            self._decide(share, passes)
+
+    def _each(self) -> Iterator[tuple[list[_Source], Share]]:
+        return zip(self.parts, self.shares, strict=True)
+
+    @property
+    def _needs_all(self) -> bool:
+        """Whether ids matter that no share brings."""
+        return any(share.replaces_all for share in self.shares)
+
+    def _decide(self, share: int, passes: int) -> None:
+        vocabulary = self._vocabulary(share, passes)
+        state = State(len(vocabulary))
+        everything = [*self.chunks, *(part for parts in self.parts for part in parts)]
+        index = {id(source): number for number, source in enumerate(everything)}
+        graves = len(everything)
+        matched: list[tuple[int, NDArray[np.int32], NDArray[np.int64]]] = []
+        for source in self.chunks:
+            number = index[id(source)]
+            codes, versions = self._read(source.path, number, vocabulary)
+            state.fold(codes, versions, -1)
+            matched.append((number, codes, versions.row))
+        for place, path in enumerate(self.graves):
+            with self._opened(path) as part:
+                codes, versions = _coded(vocabulary, *read_tombstones(part, graves + place))
+            state.fold(codes, versions, -1)
+            self.grave_rows[place][versions.row] = False
+        for export, (parts, each) in enumerate(self._each()):
+            self._fold(state, vocabulary, export, each, [(part, index[id(part)]) for part in parts])
+        for number, codes, rows in matched:
+            stands = state.alive[codes] & (state.versions.source[codes] == number)
+            everything[number].chosen[rows[~stands]] = False
+        alive = np.flatnonzero(state.alive)
+        sources, rows = state.versions.source[alive], state.versions.row[alive]
+        for number in range(len(self.chunks), len(everything)):
+            everything[number].chosen[rows[sources == number]] = True
+        self._bury(state, vocabulary, graves)
+
+    def _vocabulary(self, share: int, passes: int) -> Vocabulary:
+        import pyarrow as pa
+
+        vocabulary = Vocabulary()
+
+        def add(ids: pa.StringArray) -> None:
+            mine = shares_of(ids, share, passes)
+            vocabulary.add(ids if mine.all() else ids.filter(pa.array(mine)))
+
+        for parts, each in self._each():
+            for part in parts:
+                add(self._ids(part.path))
+            named = (*each.deletions, *each.deletions_until)
+            add(pa.array([identifier for identifier, _ in named], pa.string()))
+        if self._needs_all:
+            for source in self.chunks:
+                add(self._ids(source.path))
+        return vocabulary
+
+    def _ids(self, path: str) -> pa.StringArray:
+        import pyarrow as pa
+
+        with self._opened(path) as part:
+            column = part.read(columns=["id"], use_threads=False).column("id")
+            return pa.concat_arrays(
+                [pa.array([], pa.string()), *(each.cast(pa.string()) for each in column.chunks)]
+            )
+
+    def _read(self, path: str, number: int, vocabulary: Vocabulary) -> tuple[NDArray[np.int32], Versions]:
+        with self._opened(path) as part:
+            return _coded(vocabulary, *read_evidence(part, number))
+
+    def _fold(
+        self,
+        state: State,
+        vocabulary: Vocabulary,
+        export: int,
+        share: Share,
+        parts: Sequence[tuple[_Source, int]],
+    ) -> None:
+        """One export. A deletion without an instant of its own comes before its rows: what it also lists is
+        there."""
+        read = [(part, *self._read(part.path, number, vocabulary)) for part, number in parts]
+        there = np.zeros(len(vocabulary), np.bool_)
+        for _, here, _versions in read:
+            there[here] = True
+        codes, instants = _deletions(vocabulary, share.deletions)
+        timed = instants != UNKNOWN
+        state.fold(codes[~timed], Versions.gone_at(instants[~timed]), export)
+        until, before = _deletions(vocabulary, share.deletions_until)
+        state.fold(until[~there[until]], Versions.gone_at(before[~there[until]]), export)
+        if share.replaces_all:
+            state.missing(there, export)
+        if read:
+            together = np.concatenate([here for _, here, _ in read])
+            versions = Versions.together([each for *_, each in read])
+            if len(np.unique(together)) < len(together):
+                order = self._line_order([(part, each.row) for part, _, each in read])
+                together, versions = together[order], versions.take(order)
+            state.fold(together, versions, export)
+        state.fold(codes[timed], Versions.gone_at(instants[timed]), export)
+
+    def _line_order(self, read: Sequence[tuple[_Source, NDArray[np.int64]]]) -> NDArray[np.int64]:
+        """The order of those rows, one part's behind the other's, by source file and line."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        files, lines = [], []
+        for part, rows in read:
+            with self._opened(part.path) as opened:
+                file, line = read_places(opened)
+            files.append(file.take(pa.array(rows)))
+            lines.append(line[rows])
+        names = pa.concat_arrays(files).dictionary_encode()
+        ranks = np.asarray(pc.rank(names.dictionary)) if len(names.dictionary) else np.zeros(0, np.int64)
+        by_file = np.asarray(pc.take(pa.array(ranks.astype(np.int64)), names.indices).fill_null(0))
+        return np.lexsort((np.concatenate(lines), by_file))
+
+    def _bury(self, state: State, vocabulary: Vocabulary, graves: int) -> None:
+        """Tombstones: those that stand as they are, and new ones."""
+        import pyarrow as pa
+
+        gone = state.known & state.versions.gone
+        kept = gone & (state.versions.source >= graves)
+        for place, rows in enumerate(self.grave_rows):
+            rows[state.versions.row[kept & (state.versions.source == graves + place)]] = True
+        fresh = np.flatnonzero(gone & ~kept)
+        if len(fresh):
+            by = np.array([share.export_id for share in self.shares])[state.export[fresh]]
+            ids = vocabulary.ids.take(pa.array(fresh))
+            self.fresh_graves.append(tombstones(ids, state.versions.take(fresh), by))
+
+    # --- writing -------------------------------------------------------------------------------------
+
+    def write(self, spool: Path, schema: pa.Schema, numbers: Mapping[str, int], chunk_rows: int) -> Merged:
+        """The tombstones, and then what is alive."""
+        newest = self.shares[-1].export_id if self.shares else "none"
+        deleted = self._write_tombstones(spool, newest, numbers)
+        parts = [part for parts in self.parts for part in parts]
+        touched = [source for source in self.chunks if not source.chosen.all()]
+        small = [source for source in self.chunks if source.chosen.all() and source.rows < chunk_rows // 2]
+        fresh = sum(int(part.chosen.sum()) for part in parts)
+        if len(small) >= SMALL_CHUNKS:
+            touched += small
+        touched.sort(key=lambda source: source.path)
+        out = [source.chunk for source in touched if source.chunk] if not self.anew else self.standing.chunks
+        with ChunkFiles(spool, schema, chunk_rows) as files:
+            self.copy(files, touched)
+            added = [self._put(part, self.places.current, newest) for part in files.finished]
+        self.standing.replace(out, added, numbers, f"merged up to {newest}")
+        after = ChunkTable.at(self.lake.table_uri(self.places.current), self.lake.storage_options)
+        before = self.standing.rows
+        return Merged(
+            rows=after.rows,
+            deleted=deleted,
+            added=fresh,
+            removed=before + fresh - after.rows,
+            chunks_out=len(out),
+            chunks_in=len(added),
+            version=after.version,
+        )
+
+    def copy(self, files: ChunkFiles, chunks: Sequence[_Source] = ()) -> None:
+        """The rows that stand: of those chunks, and of all parts."""
+        for source in [*chunks, *(part for parts in self.parts for part in parts)]:
+            if source.chosen.any():
+                with self.lake.local_copy(source.path) as path:
+                    for table in taken(path, source.chosen):
+                        files.add(table)
+        files.cut()
+
+    def _put(self, part: Any, folder: str, newest: str) -> Chunk:
+        name, path = new_chunk(newest)
+        self.lake.put_file(part.path, f"{folder}/{path}")
+        return Chunk(name, path, part.rows, part.bytes)
+
+    def _write_tombstones(self, spool: Path, newest: str, numbers: Mapping[str, int]) -> int:
+        fresh: int = sum(table.num_rows for table in self.fresh_graves)
+        kept = sum(int(rows.sum()) for rows in self.grave_rows)
+        if not fresh and kept == self.buried.rows:
+            return kept
+        with ChunkFiles(spool, tombstone_schema()) as files:
+            for path, rows in zip(self.graves, self.grave_rows, strict=True):
+                if rows.any():
+                    with self.lake.local_copy(path) as local:
+                        for table in taken(local, rows):
+                            files.add(table)
+            for table in self.fresh_graves:
+                files.add(table)
+            files.cut()
+            added = [self._put(part, self.places.deleted, newest) for part in files.finished]
+        self.buried.replace(self.buried.chunks, added, numbers, f"merged up to {newest}")
+        return fresh + kept
+
+
+def _deletions(
+    vocabulary: Vocabulary, deletions: Sequence[tuple[str, int | None]]
+) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Codes and instants of those that matter."""
+    import pyarrow as pa
+
+    codes = vocabulary.codes(pa.array([identifier for identifier, _ in deletions], pa.string()))
+    instants = np.array([UNKNOWN if at is None else at for _, at in deletions], np.int64)
+    return codes[codes != UNCODED], instants[codes != UNCODED]
+
+
+def _coded(
+    vocabulary: Vocabulary, ids: pa.StringArray, versions: Versions
+) -> tuple[NDArray[np.int32], Versions]:
+    """Those that matter, and their codes."""
+    codes = vocabulary.codes(ids)
+    mine = codes != UNCODED
+    return codes[mine], versions.take(mine)

@@ -1,0 +1,103 @@
+"""`current`, `rebuild` and `as-of` on the terminal."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import Config, Source
+from pipeline.errors import ConfigError
+from pipeline.exports.current import CurrentTable, current_types, update_current, write_as_of
+from pipeline.exports.owner import this_process
+from pipeline.exports.session import Session
+from pipeline.terminal.screen import give, give_json, give_table, number
+
+
+@dataclass(frozen=True)
+class Updated:
+    """A source's current tables, after they were looked at."""
+
+    source: str
+    tables: Sequence[CurrentTable]
+
+    def as_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {
+            "source": self.source,
+            "tables": {
+                each.name: {
+                    "rows": each.rows,
+                    "deleted": each.deleted,
+                    "exports": list(each.exports),
+                    "made_again": each.anew or None,
+                    "merged": asdict(each.merged) if each.merged else None,
+                }
+                for each in self.tables
+            },
+        }
+
+
+def chosen_types(session: Session, named: Sequence[str] = ()) -> list[str]:
+    """The named resource types, or all that have a table. Raises `ConfigError` for one that has none."""
+    there = current_types(session)
+    for each in named:
+        if each not in there:
+            near = difflib.get_close_matches(each, there, 1, cutoff=0.6)
+            meant = f"Did you mean {near[0]}?" if near else f"There are: {', '.join(there) or 'none yet'}"
+            raise ConfigError(f"{session.source.name} has no current table of {each}", meant)
+    return list(named) or there
+
+
+def session_of(config: Config, source: Source, say: Callable[[str], None]) -> Session:
+    return Session(config, source, this_process("current"), log=say)
+
+
+def update(
+    config: Config, source: Source, types: Sequence[str], say: Callable[[str], None], *, anew: bool = False
+) -> Updated:
+    """Brings current tables up to date, or makes them again. Raises `ConfigError`, `LakeError`."""
+    session = session_of(config, source, say)
+    return Updated(
+        source.name, [update_current(session, each, anew=anew) for each in chosen_types(session, types)]
+    )
+
+
+def show_updated(found: Sequence[Updated], *, as_json: bool) -> None:
+    """What is in them now, on standard output."""
+    if as_json:
+        give_json([each.as_json() for each in found])
+        return
+    rows = [
+        (f"{each.source}.{table.name}", number(table.rows), number(table.deleted), _told(table))
+        for each in found
+        for table in each.tables
+    ]
+    if rows:
+        give_table(("table", "rows", "deleted", "now"), rows, ("rows", "deleted"))
+
+
+def _told(table: CurrentTable) -> str:
+    merged = table.merged
+    if merged is None:
+        return "current already"
+    if table.anew:
+        return f"made again from {len(table.exports)} exports, since {table.anew}"
+    return f"{number(merged.added)} in, {number(merged.removed)} out, from {', '.join(table.exports)}"
+
+
+def as_of(
+    config: Config,
+    source: Source,
+    export_id: str,
+    types: Sequence[str],
+    out: Path,
+    say: Callable[[str], None],
+) -> None:
+    """Writes what was true as of an export. Raises `ConfigError`, `LakeError`."""
+    session = session_of(config, source, say)
+    rows = write_as_of(session, export_id, chosen_types(session, types), out)
+    for resource_type, count in rows.items():
+        give(f"{resource_type}\t{count}")
