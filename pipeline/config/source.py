@@ -72,6 +72,8 @@ class Export(Strict):
     type_filters: tuple[str, ...] = ()
     elements: tuple[str, ...] = ()
     since: str = "auto"
+    since_overlap: Annotated[float, Field(ge=0, le=7 * 86_400)] | None = None
+    """Seconds that `auto` goes back behind the watermark; None: by the profile."""
     infer_deletes: bool = False
     """Whether what a complete full export has no longer counts as deleted in the current tables."""
 
@@ -218,6 +220,8 @@ class Source(Strict):
     tenant: str | None = None
     schedule: str = "0 2 * * *"
     timezone: str = "UTC"
+    full_resync: str | None = None
+    """Cron: when the next export is a full one, whatever `since` says; None: never by the clock."""
     max_attempts: Annotated[int, Field(ge=1, le=20)] = 3
     release: bool = True
     deadline_hours: Annotated[float, Field(gt=0)] = 24
@@ -234,6 +238,8 @@ class Source(Strict):
     """Which resource types get flat tables: all, none, or those named."""
     current: bool | tuple[str, ...] = True
     """Which resource types get a current table: all, none, or those named."""
+    on_leave: Literal["keep", "hide"] = "keep"
+    """What the current tables do with the data of patients who have left the group."""
     knobs: dict[str, Any] = Field(default_factory=dict)
     """Settings of the profile to be other than its own (docs/systems, the table of profiles)."""
 
@@ -294,6 +300,11 @@ class Source(Strict):
     @classmethod
     def _cron(cls, value: str) -> str:
         return checked_cron(value)
+
+    @field_validator("full_resync")
+    @classmethod
+    def _resync_cron(cls, value: str | None) -> str | None:
+        return None if value is None else checked_cron(value)
 
     @field_validator("timezone")
     @classmethod

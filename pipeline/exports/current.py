@@ -20,6 +20,7 @@ from pipeline.config import Source
 from pipeline.errors import ConfigError, LakeError
 from pipeline.exports.deletions import DELETES, read_deletes
 from pipeline.exports.identity import moment_of
+from pipeline.exports.members import LEFT, MEMBERS, read_members
 from pipeline.exports.partial import is_full
 from pipeline.exports.session import Session
 from pipeline.tables.definitions import table_name, type_of_table
@@ -143,10 +144,11 @@ def _due(
     options = session.lake.storage_options
     whole = published_parts(session.table_uri("_exports"), options)
     deleting = published_parts(session.table_uri(DELETES), options)
+    grouped = published_parts(session.table_uri(MEMBERS), options)
     numbers = {
         export_id: attempt
         for export_id, (attempt, _) in whole.items()
-        if export_id in parts or export_id in deleting or _infers(session, export_id)
+        if any(export_id in each for each in (parts, deleting, grouped)) or _infers(session, export_id)
     }
     over = []
     for export_id in {*session.ledger.export_ids(), *whole}:
@@ -204,7 +206,29 @@ def _share(
         deletions=tuple((each, at) for each, at, exact in named if exact or at is None),
         deletions_until=tuple((each, at) for each, at, exact in named if at is not None and not exact),
         replaces_all=_infers(session, export_id) and _asked_for(session, export_id, resource_type),
+        renewed=_renewed(session, export_id),
+        left=_left(session, export_id),
+        of_patients=resource_type == "Patient",
     )
+
+
+def _renewed(session: Session, export_id: str) -> frozenset[str]:
+    """New members of the group whose data a supplement has brought in full: what was deleted while they were
+    away, nobody names."""
+    facts = session.ledger.read(export_id)
+    intent, receipt = facts.asked, facts.receipt
+    if intent is None or intent.patients is None or receipt is None or receipt.watermark is None:
+        return frozenset()
+    members = read_members(session, export_id) or ()
+    return frozenset(member.patient for member, state in members if state != LEFT)
+
+
+def _left(session: Session, export_id: str) -> frozenset[str]:
+    """Patients who had left the group, where their data is to be hidden then."""
+    if session.source.on_leave == "keep":
+        return frozenset()
+    members = read_members(session, export_id) or ()
+    return frozenset(member.patient for member, state in members if state == LEFT)
 
 
 def _asked_for(session: Session, export_id: str, resource_type: str) -> bool:

@@ -15,6 +15,8 @@ from pipeline.exports.owner import Owner
 FileKind = Literal["output", "deleted", "error"]
 Cause = Literal["", "gone", "failed", "deadline"]
 """What ended an export without data; only the named ones are asked again by themselves."""
+SUPPLEMENT: Literal["supplement"] = "supplement"
+"""Why an export run follows one that was published: what that one's `_since` has left out."""
 
 
 class Fact(BaseModel):
@@ -23,6 +25,17 @@ class Fact(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     at: datetime
+
+
+class Lacks(BaseModel):
+    """What an export with `_since` leaves out on purpose, for a supplement to bring in full."""
+
+    model_config = ConfigDict(frozen=True)
+
+    types: tuple[str, ...] = ()
+    """That were added to the configuration since."""
+    patients: int = 0
+    """How many have joined the group since."""
 
 
 class Intent(Fact):
@@ -36,6 +49,11 @@ class Intent(Fact):
     """Of level, group, types, filters and elements: exports with the same one share a watermark."""
     since_reason: str
     """In words, why `_since` is what it is."""
+    line: str = ""
+    """The fingerprint without the types: exports of one line go on from each other, type by type."""
+    lacks: Lacks = Lacks()
+    patients: int | None = None
+    """How many patients are asked for by name (`parameters` does not hold them); None: all."""
 
 
 class IntentError(Fact):
@@ -47,6 +65,16 @@ class IntentError(Fact):
     """When the server wants to be asked again; None: it did not say 'later'."""
     certain: bool = True
     """False when no answer came: a job may run there that nobody knows of."""
+
+
+class MembersFact(Fact):
+    """Who was in the group when an intent was written (`members-0001.json`); for a supplement, who of them
+    it asks for. Digests: the patients themselves are in `_members` once the export is published."""
+
+    digests: str
+    """16 characters each, sorted."""
+    joined: str = ""
+    """Those of them whose history is not in the lake yet."""
 
 
 class Request(Fact):
@@ -103,6 +131,8 @@ class Succeeds(Fact):
     export_id: str
     number: int
     reason: str = ""
+    supplement_of: str = ""
+    """The published export that this one completes; empty: it asks for the same again."""
 
 
 class LookFact(Fact):

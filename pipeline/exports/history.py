@@ -61,6 +61,10 @@ def _decided(facts: Facts) -> Iterator[Event]:
         if name != "held":
             yield Event(closing.at, f"{name}: {closing.reason}")
     if facts.succeeds:
-        yield Event(facts.succeeds.at, f"opened to ask again for {facts.succeeds.export_id}")
+        why = "for what was left out by" if facts.succeeds.supplement_of else "to ask again for"
+        yield Event(
+            facts.succeeds.at, f"opened {why} {facts.succeeds.supplement_of or facts.succeeds.export_id}"
+        )
     if facts.successor:
-        yield Event(facts.successor.at, f"export run {facts.successor.export_id} asks again")
+        does = "asks for what was left out" if facts.receipt else "asks again"
+        yield Event(facts.successor.at, f"export run {facts.successor.export_id} {does}")

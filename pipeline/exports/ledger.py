@@ -25,6 +25,7 @@ from pipeline.exports.facts import (
     LandedBatch,
     LookFact,
     ManifestFact,
+    MembersFact,
     Publication,
     Receipt,
     Request,
@@ -81,6 +82,17 @@ class Facts:
     def receipt(self) -> Receipt | None:
         """The one that counts."""
         return self.receipts[-1] if self.receipts else None
+
+    @property
+    def asked(self) -> Intent | None:
+        """The intent that was accepted."""
+        number = self.request.intent if self.request else None
+        return next((each for each in self.intents if each.number == number), None)
+
+    @property
+    def supplement_of(self) -> str:
+        """The published export that this one completes, or empty."""
+        return self.succeeds.supplement_of if self.succeeds else ""
 
     @property
     def last_claim(self) -> Claim | None:
@@ -185,6 +197,10 @@ class Ledger:
     def packed_staged(self, export_id: str, batch_type: str | None = None) -> Batches[StagedBatch]:
         """What `staged` gives, held small."""
         return Batches.of(StagedBatch, self._batches(export_id, "staged", batch_type, StagedBatch))
+
+    def members(self, export_id: str, intent: int) -> MembersFact | None:
+        """Who was in the group at that intent, where it was looked up. A damaged one raises `LakeError`."""
+        return self._one(export_id, f"members-{intent:04d}.json", MembersFact)
 
     def manifest_pages(self, export_id: str) -> list[ManifestFact]:
         """The stored manifest, page by page; empty when there is none yet."""

@@ -167,9 +167,12 @@ def details(session: Session, export_id: str) -> ExportDetails:
 
 def _chain(facts: Facts) -> Iterator[str]:
     if facts.succeeds:
-        yield f"asks again for {facts.succeeds.export_id}, number {facts.succeeds.number} in a row"
+        what = f"a supplement of {facts.supplement_of}; " if facts.supplement_of else ""
+        if facts.succeeds.export_id != facts.supplement_of:
+            what += f"asks again for {facts.succeeds.export_id}, number {facts.succeeds.number} in a row"
+        yield what.rstrip("; ")
     if facts.successor:
-        yield f"asked again by {facts.successor.export_id}"
+        yield f"{'completed' if facts.receipt else 'asked again'} by {facts.successor.export_id}"
 
 
 def find_export(config: Config, text: str) -> tuple[Source, str]:

@@ -26,10 +26,9 @@ class Shrunken:
 
 
 def is_full(facts: Facts) -> bool:
-    """Whether everything was asked for: without `_since`, nothing may be missing."""
-    request = facts.request
-    intent = next((each for each in facts.intents if request and each.number == request.intent), None)
-    return intent is not None and intent.parameters.get("since") is None
+    """Whether everything was asked for: without `_since` and of all patients, nothing may be missing."""
+    intent = facts.asked
+    return intent is not None and intent.parameters.get("since") is None and intent.patients is None
 
 
 def is_measure(facts: Facts, fingerprint: str) -> bool:

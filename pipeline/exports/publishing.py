@@ -22,6 +22,7 @@ from pipeline.exports.deletions import write_deletes
 from pipeline.exports.facts import LandedBatch, Publication, StagedBatch, StagedPartFact, TableCounts
 from pipeline.exports.foreign_files import foreign_files
 from pipeline.exports.lineage import write_exports_row, write_lineage
+from pipeline.exports.members import write_members
 from pipeline.exports.quarantine import UNTYPED
 from pipeline.exports.request import require_request
 from pipeline.exports.session import Session
@@ -87,6 +88,7 @@ def publish(session: Session, attempt: Attempt, manifest: Manifest, expected: Se
         partial=tuple(partial),
     )
     write_deletes(session, attempt, manifest.transaction_time, landed)
+    write_members(session, attempt)
     write_lineage(session, attempt, manifest, landed, staged)
     write_exports_row(session, attempt, manifest, publication)
     session.ledger.write(attempt.export_id, f"published/{attempt.number:04d}.json", publication)

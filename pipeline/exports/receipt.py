@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from pipeline.errors import VerificationFailed
 from pipeline.exports.attempt import Attempt, require_claim
 from pipeline.exports.bulklog import write_log
-from pipeline.exports.facts import LandedBatch, Publication, Receipt
+from pipeline.exports.facts import Intent, LandedBatch, Publication, Receipt
 from pipeline.exports.foreign_files import foreign_files
+from pipeline.exports.ledger import Facts
 from pipeline.exports.partial import missing_errors
 from pipeline.exports.request import require_request
 from pipeline.exports.session import Session
@@ -38,7 +39,7 @@ def write_receipt(session: Session, attempt: Attempt, manifest: Manifest) -> Rec
         attempt=attempt.number,
         owner=session.owner,
         transaction_time=manifest.transaction_time,
-        watermark=None if incomplete else _watermark(manifest, intent.parameters.get("until")),
+        watermark=None if incomplete else _watermark(session, attempt.facts, manifest, intent),
         incomplete=incomplete,
         fingerprint=intent.fingerprint,
         tables=publication.tables,
@@ -79,18 +80,24 @@ def _check_tables(session: Session, attempt: Attempt, publication: Publication) 
             )
 
 
-def _watermark(manifest: Manifest, until: object) -> str | None:
+def _watermark(session: Session, facts: Facts, manifest: Manifest, intent: Intent) -> str | None:
     """`transactionTime`, or the `_until` that was sent where that is earlier (protocol fact 26).
 
-    None where the server's is no instant: nothing then says how far its data goes.
+    Of a server whose `transactionTime` is the end of the job, so much earlier as the job can have taken; that
+    is a difference of our own times, and no clock is compared with the server's. None where the server's is
+    no instant: nothing then says how far its data goes.
     """
-    instant = manifest.transaction_instant()
+    instant, until = manifest.transaction_instant(), intent.parameters.get("until")
     try:
         reached = datetime.fromisoformat(instant) if instant else None
     except ValueError:
         return None
     if instant is None or reached is None or reached.tzinfo is None:
         return None
+    if session.profile.transaction_time == "end":
+        seen = facts.manifest.at if facts.manifest else session.now()
+        reached -= max(seen - intent.at, timedelta(0))
+        instant = reached.isoformat(timespec="milliseconds").replace("+00:00", "Z")
     if isinstance(until, str) and datetime.fromisoformat(until) < reached:
         return until
     return instant

@@ -6,6 +6,8 @@ back what readers could see, and only then says that it is done: killed in betwe
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from pipeline.errors import ConfigError, LakeError, StillRunning
 from pipeline.exports.closing import close
 from pipeline.exports.facts import Retry
@@ -112,19 +114,28 @@ def _require_free(session: Session, facts: Facts) -> None:
 
 def _require_last(session: Session, facts: Facts) -> None:
     """What came later from where this one ended has not what this one brought: it would be lost for good."""
-    marks = {receipt.watermark for receipt in facts.receipts} - {None}
+    marks = [receipt.watermark for receipt in facts.receipts if receipt.watermark]
     if not marks:
         return
+    reached = max(map(datetime.fromisoformat, marks))
+    begun = min(intent.at for intent in facts.intents)
     for export_id in session.ledger.export_ids():
         later = session.ledger.read(export_id)
         over = (later.closings.keys() - {"held"} and not later.receipt) or "withdrawn" in later.closings
         if export_id == facts.export_id or over or is_full(later):
             continue
-        if any(intent.parameters.get("since") in marks for intent in later.intents):
+        asked = [intent.parameters.get("since") for intent in later.intents if intent.at > begun]
+        if any(_goes_on(since, reached) for since in asked):
             raise ConfigError(
                 f"{later.label} began where {facts.label} ended",
                 f"Withdraw that one first: `fhir-export withdraw {later.label}`",
             )
+
+
+def _goes_on(since: object, reached: datetime) -> bool:
+    """Whether an export with that `_since` relies on one that has reached that moment: only what came after
+    a full export of later does not."""
+    return isinstance(since, str) and datetime.fromisoformat(since) <= reached
 
 
 def take_back(session: Session, facts: Facts) -> list[str]:

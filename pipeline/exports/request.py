@@ -21,12 +21,14 @@ from pipeline.errors import (
 )
 from pipeline.exports.closing import reject
 from pipeline.exports.connection import profile_of
-from pipeline.exports.facts import Intent, IntentError, Receipt, Request
+from pipeline.exports.facts import Intent, IntentError, MembersFact, Request
 from pipeline.exports.identity import require_export_id
 from pipeline.exports.ledger import Facts
+from pipeline.exports.members import joined_digests
+from pipeline.exports.planning import Members, NothingToAsk, Plan, plan_export
 from pipeline.exports.session import Session
 from pipeline.exports.state import Busy, Closed, KickOff, Reject
-from pipeline.exports.watermark import Since, moves_a_watermark, since_for
+from pipeline.exports.watermark import moves_a_watermark
 
 if TYPE_CHECKING:
     from pipeline.bulkdata.parameters import KickoffParameters
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 _FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 300.0
+_NOTHING = "Nothing is to be done"
 """Seconds between two kick-off requests, each of which leaves its facts: a day has some hundreds at most."""
 
 
@@ -113,33 +116,17 @@ def _require_known_types(types: tuple[str, ...]) -> None:
             raise ConfigError(f"{each!r} is not a resource type of FHIR R4", meant)
 
 
-def kickoff_parameters(session: Session) -> tuple[KickoffParameters, Since]:
-    """What the configuration asks for, `_since` included. Raises `ConfigError`."""
-    parameters = asked_for(session.source, session.profile)
-    wanted = fingerprint(session.source, parameters)
-    receipts = _last_complete(session, wanted) if moves_a_watermark(session.source) else []
-    since = since_for(session.source, receipts, wanted)
-    return replace(parameters, since=since.value, until=_until(session, since.value)), since
+def plan_kickoff(session: Session, facts: Facts, members: Members | None = None) -> Plan:
+    """The next kick-off of this export run, `_since` and the end of the window included.
 
-
-def _last_complete(session: Session, wanted: str) -> list[Receipt]:
-    """The receipt of the newest complete export with that fingerprint, if any.
-
-    Newest first: years of exports are not read through each night. Should an older one have the later
-    watermark, this one's is the safe choice: the two overlap.
+    `members`: who is in the group, where that was looked up. Raises `ConfigError`, `NothingToAsk`,
+    `LakeError`, and for a supplement `Unreachable`.
     """
-    for export_id in sorted(session.ledger.export_ids(), reverse=True):
-        facts = session.ledger.read(export_id)
-        receipt = facts.receipt
-        if (
-            receipt
-            and receipt.watermark
-            and receipt.fingerprint == wanted
-            and not facts.closings.keys() & {"withdrawing", "withdrawn"}
-            and not facts.damaged  # it may be the withdrawal that cannot be read
-        ):
-            return [receipt]
-    return []
+    asked = asked_for(session.source, session.profile)
+    line, wanted = line_of(session.source, asked), fingerprint(session.source, asked)
+    plan = plan_export(session, asked, facts, members or Members(session), line, wanted)
+    until = None if facts.supplement_of else _until(session, plan.since.value)
+    return replace(plan, parameters=replace(plan.parameters, until=until))
 
 
 def _until(session: Session, since: str | None) -> str | None:
@@ -149,7 +136,7 @@ def _until(session: Session, since: str | None) -> str | None:
     that moment may be visible only later, with an earlier `lastUpdated`.
     """
     lag = session.profile.until_lag
-    if lag is None or not moves_a_watermark(session.source):
+    if lag is None or not moves_a_watermark(session.source, session.profile):
         return None  # no later export begins there: an end would only leave out what is newest
     until = (session.now() - timedelta(seconds=lag)).replace(microsecond=0)
     if since is not None and datetime.fromisoformat(since) >= until:
@@ -170,26 +157,50 @@ def fingerprint(source: Source, parameters: KickoffParameters) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _ask(session: Session, facts: Facts, number: int) -> Facts:
-    from pipeline.bulkdata.answers import Throttled
+def line_of(source: Source, asked: KickoffParameters) -> str:
+    """What exports have in common that go on from each other: everything but the types."""
+    return fingerprint(source, replace(asked, types=(), patients=()))
 
-    export_id = facts.export_id
-    parameters, since = kickoff_parameters(session)
+
+def _intend(session: Session, facts: Facts, number: int) -> KickoffParameters:
+    """Plans the kick-off and writes the intent down; nothing is asked for yet."""
+    export_id, members = facts.export_id, Members(session)
+    try:
+        plan = plan_kickoff(session, facts, members)
+    except NothingToAsk as nothing:
+        reject(session, export_id, Reject(str(nothing), _NOTHING))
+        raise KickoffRejected(f"{facts.label}: {nothing}", _NOTHING) from None
+    parameters = plan.parameters
+    line = line_of(session.source, asked_for(session.source, session.profile))
     intent = Intent(
         at=session.now(),
         number=number,
         owner=session.owner,
-        parameters=asdict(parameters),
+        # Who they are is nobody's business who reads the facts.
+        parameters=asdict(replace(parameters, patients=())),
         fingerprint=fingerprint(session.source, parameters),
-        since_reason=since.reason,
+        since_reason=plan.since.reason,
+        line="" if parameters.patients else line,
+        lacks=plan.lacks,
+        patients=len(parameters.patients) or None,
     )
     name = "intent.json" if number == 1 else f"intent-{number:04d}.json"
     if not session.ledger.write(export_id, name, intent):
         raise StillRunning(f"another run is asking for {facts.label} at this moment")
-    if kickoff_parameters(session)[0].since != parameters.since:  # withdrawn since: it would leave a hole
+    _remember_members(session, export_id, number, plan)
+    # Withdrawn since: it would leave a hole.
+    if _left_out(plan_kickoff(session, facts, members)) != _left_out(plan):
         moved = Unreachable("the watermark moved while the request was prepared", "It is asked again")
         _note(session, export_id, number, moved)
         raise moved
+    return parameters
+
+
+def _ask(session: Session, facts: Facts, number: int) -> Facts:
+    from pipeline.bulkdata.answers import Throttled
+
+    export_id = facts.export_id
+    parameters = _intend(session, facts, number)
     try:
         session.connection.sign_in()
     except ConfigError as error:  # asking again changes nothing
@@ -225,6 +236,18 @@ def _ask(session: Session, facts: Facts, number: int) -> Facts:
         raise Unreachable(reason, advice, answer.retry_after)
     _accept(session, export_id, number, answer.status_url)
     return session.ledger.read(export_id)
+
+
+def _left_out(plan: Plan) -> tuple[object, ...]:
+    return plan.parameters.since, plan.parameters.types, plan.joined
+
+
+def _remember_members(session: Session, export_id: str, number: int, plan: Plan) -> None:
+    if plan.members is not None:
+        fact = MembersFact(
+            at=session.now(), digests=joined_digests(plan.members), joined=joined_digests(plan.joined)
+        )
+        session.ledger.write(export_id, f"members-{number:04d}.json", fact)
 
 
 def _again(session: Session, number: int, retry_after: float) -> datetime:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from pipeline.errors import StillRunning
-from pipeline.exports.facts import AttemptError, ClosingFact, Request
+from pipeline.exports.facts import SUPPLEMENT, AttemptError, ClosingFact, Request
 from pipeline.exports.ledger import CLOSINGS, Facts
 from pipeline.exports.owner import Owner
 from pipeline.exports.steps import (
@@ -98,12 +98,28 @@ def _after_receipt(facts: Facts, now: datetime, policy: Policy, is_dead: Callabl
     if claim is not None and claim.number > receipt.attempt and not is_dead(claim.owner):
         return Busy(claim.owner, "ingest")  # it is being ingested again
     open_job = facts.released is None and "gone" not in facts.closings and "cancelled" not in facts.closings
+    supplement = _supplement(facts, now)
+    if supplement is not None:
+        return supplement
     release = policy.release and open_job and now < receipt.at + RELEASE_FOR
     # Raw bytes are the last copy until the server's is given back on purpose (design, Facts).
     drop_raw = not policy.keep_raw and not facts.raw_dropped and not release
     if release or drop_raw:
         return Tidy(release, drop_raw)
     return Closed("published")
+
+
+def _supplement(facts: Facts, now: datetime) -> AskAgain | None:
+    """Whether what this export's `_since` has left out is to be asked for, in an export run of its own."""
+    receipt, intent = facts.receipt, facts.asked
+    # Without a watermark nothing starts here: the next export finds out itself what it lacks.
+    if receipt is None or intent is None or receipt.watermark is None:
+        return None
+    if not (intent.lacks.types or intent.lacks.patients):
+        return None
+    if facts.successor is not None:
+        return None if facts.successor_opened else AskAgain(1, SUPPLEMENT)
+    return AskAgain(1, SUPPLEMENT) if now <= receipt.at + ASKED_AGAIN_WITHIN else None
 
 
 def _ask_again(facts: Facts, closing: ClosingFact, now: datetime, policy: Policy) -> AskAgain | None:
@@ -120,7 +136,8 @@ def _ask_again(facts: Facts, closing: ClosingFact, now: datetime, policy: Policy
 
 def _before_request(facts: Facts, now: datetime, policy: Policy, is_dead: Callable[[Owner], bool]) -> Step:
     if not facts.intents:
-        return KickOff(1, f"asked again: {facts.succeeds.reason}" if facts.succeeds else "new")
+        how = "supplement" if facts.supplement_of else "asked again"
+        return KickOff(1, f"{how}: {facts.succeeds.reason}" if facts.succeeds else "new")
     intent = facts.intents[-1]
     error = facts.intent_errors.get(intent.number)
     if error is None and not is_dead(intent.owner):
@@ -218,6 +235,8 @@ def describe(facts: Facts, step: Step, now: datetime) -> tuple[str, str]:
             return _describe_closed(facts, "published")
         case Closed(state):
             return _describe_closed(facts, state)
+        case AskAgain() if facts.receipt:
+            return _describe_closed(facts, "published")
         case AskAgain():
             return _describe_closed(facts, next(each for each in CLOSINGS if each in facts.closings))
         case KickOff(number, reason, at):

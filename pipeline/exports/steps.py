@@ -70,7 +70,7 @@ class AskAgain:
     """Open a further export run; `number` is its place in the chain, from 1."""
 
     number: int
-    cause: Cause
+    cause: Cause | Literal["supplement"]
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,29 @@
-"""Where the next `_since` starts, and whether one may be sent at all (design, Facts; protocol fact 26)."""
+"""From where on the next `_since` may ask: what is published, complete and of the same line.
+
+Exports of one *line* have all parameters but the types in common. Each type goes on from the newest complete
+export that has it, and at level group each patient from the exports that had them as a member (design,
+Facts; protocol facts 15 and 26).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
 
-from pipeline.config import Source
 from pipeline.exports.facts import Receipt
+from pipeline.exports.ledger import Facts
+from pipeline.exports.members import JOINED, LEFT, read_members
+from pipeline.exports.partial import is_full
+from pipeline.exports.session import Session
 
-_WALKS_CHANGED_PATIENTS = ("apim-smart", "azure-fhir", "azure-fhir-export")
-"""Servers that export with `_since` only the compartments of changed patients (protocol section 6)."""
+if TYPE_CHECKING:
+    from pipeline.bulkdata.profiles import Profile
+    from pipeline.config import Source
+
+WHATEVER = ""
+"""In the place of a type, where `export.types` names none."""
 
 
 @dataclass(frozen=True)
@@ -21,42 +34,118 @@ class Since:
     reason: str
 
 
-def watermark(receipts: Iterable[Receipt], fingerprint: str) -> str | None:
-    """The greatest instant that is published, complete and of the same parameters, if any."""
-    marks = [
-        receipt.watermark
-        for receipt in receipts
-        if receipt.watermark is not None and receipt.fingerprint == fingerprint
-    ]
-    return max(marks, key=datetime.fromisoformat, default=None)
+@dataclass(frozen=True)
+class Mark:
+    """How far a type is published: by which export, and up to when."""
+
+    facts: Facts
+    instant: str
 
 
-def moves_a_watermark(source: Source) -> bool:
+def is_sound(source: Source, profile: Profile) -> bool:
+    """Whether `_since` finds every change at the level that is exported (protocol section 6)."""
+    return source.export.level in profile.since_levels
+
+
+def moves_a_watermark(source: Source, profile: Profile) -> bool:
     """Whether a later export of this source may begin where this one ends."""
-    level = source.export.level
-    return (
-        source.export.since == "auto"
-        and level != "group"
-        and not (level == "patient" and source.profile in _WALKS_CHANGED_PATIENTS)
-    )
+    return source.export.since == "auto" and is_sound(source, profile)
 
 
-def since_for(source: Source, receipts: Iterable[Receipt], fingerprint: str) -> Since:
-    """What `since` of the configuration comes to for the next export.
+def complete_exports(session: Session, line: str, fingerprint: str) -> Iterator[Facts]:
+    """Exports of that line which move a watermark, newest first.
 
-    `auto` sends the watermark only where that cannot lose data: a Group export with `_since` leaves out the
-    history of patients who joined the group (protocol fact 15), and some servers walk changed patients only.
+    Years of exports are not read through each night: the caller stops when it knows enough. Should an older
+    one have the later watermark, the newer one's is the safe choice: the two overlap. `fingerprint` tells
+    those that were made before there were lines.
     """
-    wanted = source.export.since
-    if wanted == "never":
-        return Since(None, "full: since is never")
-    if wanted != "auto":
-        return Since(wanted, "the instant in the configuration")
-    if source.export.level == "group":
-        return Since(None, "full: with _since a new member of the group would come without history")
-    if source.export.level == "patient" and source.profile in _WALKS_CHANGED_PATIENTS:
-        return Since(None, "full: with _since this server leaves out changes of unchanged patients")
-    mark = watermark(receipts, fingerprint)
-    if mark is None:
-        return Since(None, "full: no complete export of the same parameters yet")
-    return Since(mark, "the transactionTime of the last complete export")
+    for export_id in sorted(session.ledger.export_ids(), reverse=True):
+        facts = session.ledger.read(export_id)
+        receipt = facts.receipt
+        if (
+            receipt
+            and receipt.watermark
+            and _is_of(facts, receipt, line, fingerprint)
+            and not facts.closings.keys() & {"withdrawing", "withdrawn"}
+            and not facts.damaged  # it may be the withdrawal that cannot be read
+        ):
+            yield facts
+
+
+def _is_of(facts: Facts, receipt: Receipt, line: str, fingerprint: str) -> bool:
+    intent = facts.asked
+    if intent is None or not intent.line:
+        return receipt.fingerprint == fingerprint
+    return intent.line == line
+
+
+def marks_of(exports: Iterable[Facts], types: Sequence[str]) -> dict[str, Mark]:
+    """Type -> its mark, for those that have one; `types` empty: the one of `WHATEVER`."""
+    wanted = set(types or (WHATEVER,))
+    found: dict[str, Mark] = {}
+    for facts in exports:
+        receipt, intent = facts.receipt, facts.asked
+        assert receipt is not None and receipt.watermark is not None  # noqa: S101 - `complete_exports`
+        asked = intent.parameters.get("types") if intent else types
+        for each in wanted & set(asked or (WHATEVER,)) - found.keys():
+            found[each] = Mark(facts, receipt.watermark)
+        if found.keys() == wanted:
+            break
+    return found
+
+
+def earliest(marks: Iterable[Mark]) -> str:
+    """The mark that all of them have reached, as the server wrote it."""
+    return min((each.instant for each in marks), key=datetime.fromisoformat)
+
+
+def with_overlap(instant: str, seconds: float) -> str:
+    """The `_since` so much before a mark."""
+    if not seconds:
+        return instant
+    moment = datetime.fromisoformat(instant) - timedelta(seconds=seconds)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def last_full(exports: Iterable[Facts]) -> datetime | None:
+    """When the newest full export was asked for; a supplement is none."""
+    fulls = (each for each in exports if is_full(each) and not each.supplement_of)
+    return next((facts.intents[0].at for facts in fulls), None)
+
+
+def covered_members(session: Session, marks: Iterable[Mark]) -> set[str] | None:
+    """Digests of the members whose whole history up to their marks is published; None: nobody knows."""
+    covered: set[str] | None = None
+    for facts in {mark.facts.export_id: mark.facts for mark in marks}.values():
+        rows = read_members(session, facts.export_id)
+        if rows is None:
+            return None
+        healed = _healed(session, facts)
+        there = {
+            member.digest
+            for member, state in rows
+            if state != LEFT and (state != JOINED or member.digest in healed)
+        }
+        covered = there if covered is None else covered & there
+    return covered
+
+
+def _healed(session: Session, facts: Facts) -> set[str]:
+    """Digests of those who joined, and of whom a supplement has brought the history."""
+    for facts_of in supplements(session, facts):
+        receipt = facts_of.receipt
+        if receipt and receipt.watermark and not facts_of.closings.keys() & {"withdrawing", "withdrawn"}:
+            rows = read_members(session, facts_of.export_id) or []
+            return {member.digest for member, state in rows if state != LEFT}
+    return set()
+
+
+def supplements(session: Session, facts: Facts) -> Iterator[Facts]:
+    """The export runs that complete this one, and those that ask again for them."""
+    seen = {facts.export_id}
+    while facts.successor is not None and facts.successor.export_id not in seen:
+        facts = session.ledger.read(facts.successor.export_id)
+        seen.add(facts.export_id)
+        if facts.damaged or not facts.supplement_of:
+            return
+        yield facts

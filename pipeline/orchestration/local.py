@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import dagster as dg
 
@@ -22,7 +22,7 @@ from pipeline.errors import (
     VerificationFailed,
 )
 from pipeline.exports.closing import hold, reject
-from pipeline.exports.facts import TableCounts
+from pipeline.exports.facts import SUPPLEMENT, TableCounts
 from pipeline.exports.identity import export_id_at
 from pipeline.exports.ledger import Facts
 from pipeline.exports.owner import Owner
@@ -119,6 +119,8 @@ class _Run:
         self.jobs = JobsHere(instance, source.name, build_source(config, source), self.names.tags, say)
         self.session: Session = session_in_daemon(config, source, instance)
         self.export_id = ""
+        self.supplement = ""
+        """The export run that asks for what the followed one has left out, where this command opened it."""
         self.error: ExportError | None = None
         self.flat_error: ExportError | None = None
         """Why flat tables are missing although the export is published."""
@@ -155,14 +157,33 @@ class _Run:
         self.instance.add_dynamic_partitions(self.names.partitions.name or "", [export_id])
 
     def follow(self, wait: bool) -> RunOutcome:
+        self._go_on(wait)
+        published = bool(self.session.ledger.read(self.export_id).receipt)
+        outcome = self._outcome()
+        if published and self.supplement:
+            outcome = self._with_supplement(outcome, self.supplement)
+        if wait and published:
+            self._bring_current()
+            if self.current_error and not outcome.error:
+                reason = f"{outcome.reason}; but current tables are not up to date"
+                outcome = replace(outcome, reason=reason, error=self.current_error)
+        return outcome
+
+    def _go_on(self, wait: bool) -> None:
         try:
             while self._advance(wait) and not self._is_stuck():
                 pass
         except LakeError as error:  # the facts could not be read or written
             self.error = error
-        if wait and self.session.ledger.read(self.export_id).receipt:
-            self._bring_current()
-        return self._outcome()
+
+    def _with_supplement(self, outcome: RunOutcome, supplement: str) -> RunOutcome:
+        """Also asks for what the export's `_since` has left out; trouble there is the command's."""
+        self.say(f"what its _since leaves out: export {self.source.name}/{supplement}")
+        self.take(supplement)
+        self._go_on(wait=True)
+        other = self._outcome()
+        reason = f"{outcome.reason}; its supplement {other.export_id} is {other.state}"
+        return replace(outcome, reason=reason, error=outcome.error or other.error)
 
     def _bring_current(self) -> None:
         """The current tables, in a run of their own, as Dagster's automation would."""
@@ -195,8 +216,7 @@ class _Run:
                 # Before the intent was written nothing holds the export: the error is all there is.
                 return wait and bool(self.session.ledger.read(self.export_id).intents)
             case AskAgain(_, cause):
-                self.take(open_successor(self.session, self.export_id))
-                self.say(f"asked again ({cause}): export {self.source.name}/{self.export_id}")
+                return self._open_further(cause, wait)
             case _ if not wait:
                 return False
             case Poll(overdue, _):
@@ -218,6 +238,14 @@ class _Run:
             case Closed() | Damaged():
                 return False
         return True
+
+    def _open_further(self, cause: str, wait: bool) -> bool:
+        if cause != SUPPLEMENT:
+            self.take(open_successor(self.session, self.export_id))
+            self.say(f"asked again ({cause}): export {self.source.name}/{self.export_id}")
+        elif wait:
+            self.supplement = open_successor(self.session, self.export_id)
+        return cause != SUPPLEMENT or wait
 
     def _wait_for(self, owner: Owner, what: str) -> None:
         if self.watch is None or self.watch.owner != owner:
@@ -256,17 +284,13 @@ class _Run:
         counts: dict[str, TableCounts] = facts.receipt.tables if facts.receipt else {}
         if facts.receipt and self.flat_error:
             reason = f"{reason}; but flat tables are missing"
-        if facts.receipt and self.current_error:
-            reason = f"{reason}; but current tables are not up to date"
         return RunOutcome(
             export_id=self.export_id,
             state=state,
             tables={table: each.rows for table, each in counts.items()},
             quarantined=facts.receipt.quarantined if facts.receipt else 0,
             reason=reason,
-            error=(self.flat_error or self.current_error)
-            if facts.receipt
-            else self.error or _closing_error(state, reason),
+            error=self.flat_error if facts.receipt else self.error or _closing_error(state, reason),
         )
 
 

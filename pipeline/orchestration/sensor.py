@@ -21,6 +21,7 @@ from dagster import RunsFilter
 from pipeline.config import Config, Source
 from pipeline.errors import ExportError
 from pipeline.exports.closing import hold, reject
+from pipeline.exports.facts import SUPPLEMENT
 from pipeline.exports.ledger import Facts
 from pipeline.exports.session import Session
 from pipeline.exports.state import AskAgain, Closed, Hold, Ingest, KickOff, Poll, Reject, Tidy
@@ -145,7 +146,11 @@ class _Tick:
                 self.context.log.error(f"{export_id} is rejected: {step.reason}")
             case AskAgain(_, cause):
                 successor = open_successor(self.session, export_id)
-                self.notes.append(f"{export_id} ended without data ({cause}): {successor} asks again")
+                self.notes.append(
+                    f"{export_id} left out something on purpose: {successor} asks for it"
+                    if cause == SUPPLEMENT
+                    else f"{export_id} ended without data ({cause}): {successor} asks again"
+                )
             case Tidy():
                 hour = f"{self.session.now():%Y%m%dT%H}"
                 self._request(export_id, self.names.tidy_job, f"tidy:{hour}", partitioned=False)

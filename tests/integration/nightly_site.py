@@ -183,6 +183,9 @@ def open_site(
     """Makes the installation and starts the sandbox; stops everything at the end."""
     home = folder / "home"
     home.mkdir(parents=True)
+    asked = {"group": "demo", **(export or {})}
+    if asked.get("level", "group") == "group":
+        asked.setdefault("since", "never")  # each night whole; test_group_membership has the others
     (home / "dagster.yaml").write_text(DAGSTER_YAML.read_text())
     pem = generate_key("ES384")
     write_private_key(home / "keys" / "hosp.pem", pem)
@@ -200,7 +203,7 @@ def open_site(
             "name": "hosp",
             "fhir_url": sandbox.fhir_url,
             "auth": {"client_id": "nightly", "private_key": "file:keys/hosp.pem", "algorithm": "ES384"},
-            "export": {"group": "demo", **(export or {})},
+            "export": asked,
             "schedule": "* * * * *",
             "flat": False,  # they take half a second a type; test_flat_assets and the demo have them
             "current": False,  # test_current_* and the demo have them

@@ -17,7 +17,7 @@ from pipeline.exports.attempt import Attempt, claim_attempt, recorded
 from pipeline.exports.manifests import cancel_export, open_manifest, stored_manifest
 from pipeline.exports.owner import this_process
 from pipeline.exports.receipt import write_receipt
-from pipeline.exports.request import fingerprint, kickoff_parameters, request_export
+from pipeline.exports.request import asked_for, fingerprint, request_export
 from pipeline.exports.session import Session
 from pipeline.exports.staging import land_sidecars, stage_type, tables_of
 from pipeline.exports.state import Closed, Hold, Ingest, Tidy
@@ -186,7 +186,8 @@ def test_a_wholly_empty_export_is_published_and_leaves_the_watermark(site: Site)
 
 
 def test_another_server_or_a_configured_instant_shares_no_watermark(site: Site) -> None:
-    parameters, _ = kickoff_parameters(session_of(site))
+    session = session_of(site)
+    parameters = asked_for(session.source, session.profile)
     source = site.source
     elsewhere = source.model_copy(update={"fhir_url": "https://fhir.example.org/r4"})
     later = source.model_copy(

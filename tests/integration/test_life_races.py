@@ -125,15 +125,15 @@ def test_a_request_that_took_its_watermark_before_a_withdrawal_is_made_anew(
     first = incremental(site, "first")
     asked_for(first, EXPORT)
     assert ingest(first, EXPORT).watermark is not None
-    whole, withdrawals = request.kickoff_parameters, []
+    whole, withdrawals = request.plan_kickoff, []
 
-    def overtaken(session: Session) -> Any:
-        found = whole(session)
+    def overtaken(*arguments: Any) -> Any:
+        found = whole(*arguments)
         if not withdrawals:
             withdrawals.append(withdraw(first, EXPORT))
         return found
 
-    monkeypatch.setattr(request, "kickoff_parameters", overtaken)
+    monkeypatch.setattr(request, "plan_kickoff", overtaken)
     asked = len(site.sandbox.access_log())
     facts = request_export(incremental(site, "second"), LATER)
     assert facts.request is not None

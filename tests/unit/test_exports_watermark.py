@@ -1,29 +1,48 @@
-"""The watermark moves by complete exports of the same parameters only (design, Facts; protocol fact 26)."""
+"""Where the next `_since` starts: by complete exports of the same line only, type by type (design, Facts;
+protocol facts 15 and 26)."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config import Source
-from pipeline.exports.facts import Receipt
-from pipeline.exports.owner import Owner
-from pipeline.exports.watermark import since_for, watermark
+from pipeline.config import Config
+from pipeline.exports.facts import ClosingFact, Intent, Receipt, Request
+from pipeline.exports.ledger import Facts
+from pipeline.exports.owner import Owner, this_process
+from pipeline.exports.planning import Plan
+from pipeline.exports.request import asked_for, line_of, plan_kickoff
+from pipeline.exports.session import Session
+from pipeline.exports.watermark import WHATEVER, Mark, earliest, marks_of, with_overlap
+
+OWNER = Owner(run_id="r", host="h")
+NOW = datetime(2026, 2, 1, 2, tzinfo=UTC)
 
 
-def receipt(mark: str | None, fingerprint: str = "f") -> Receipt:
+def night(day: int) -> str:
+    return f"202601{day:02d}T020000Z"
+
+
+def mark_at(day: int) -> str:
+    return f"2026-01-{day:02d}T02:00:00Z"
+
+
+def receipt(mark: str | None) -> Receipt:
     return Receipt(
-        at=datetime(2026, 1, 31, tzinfo=UTC),
+        at=NOW,
         attempt=1,
-        owner=Owner(run_id="r", host="h"),
+        owner=OWNER,
         transaction_time=mark or "",
         watermark=mark,
         incomplete=() if mark else ("2 lines in quarantine",),
-        fingerprint=fingerprint,
+        fingerprint="f",
         tables={},
         files=0,
         raw_bytes=0,
@@ -33,64 +52,194 @@ def receipt(mark: str | None, fingerprint: str = "f") -> Receipt:
     )
 
 
-def source(profile: str = "smart", **export: Any) -> Source:
-    return Source.model_validate(
-        {
-            "name": "hosp_a",
-            "profile": profile,
-            "fhir_url": "https://fhir.example.org",
-            "auth": {"kind": "none"},
-            "export": {"level": "system"} | export,
-        }
+def facts(day: int, types: Sequence[str] = (), line: str = "line") -> Facts:
+    parameters = {"types": list(types), "since": None}
+    intent = Intent(
+        at=NOW, number=1, owner=OWNER, parameters=parameters, fingerprint="f", since_reason="", line=line
+    )
+    request = Request(at=NOW, intent=1, status_url="https://s.example/1", owner=OWNER)
+    return Facts("hosp", night(day), (intent,), request=request, receipts=(receipt(mark_at(day)),))
+
+
+# --- marks -------------------------------------------------------------------------------------------------
+
+
+def test_without_exports_there_is_none() -> None:
+    assert marks_of([], ["Patient"]) == {}
+
+
+def test_each_type_goes_on_from_the_newest_export_that_has_it() -> None:
+    found = marks_of([facts(3, ["Condition"]), facts(2, ["Patient"]), facts(1, ["Patient"])], [
+        "Patient", "Condition", "Goal",
+    ])  # fmt: skip
+    assert {each: mark.instant for each, mark in found.items()} == {
+        "Condition": mark_at(3),
+        "Patient": mark_at(2),
+    }
+
+
+def test_whatever_the_server_gives_is_no_list_of_types() -> None:
+    assert set(marks_of([facts(1)], [])) == {WHATEVER}
+    assert marks_of([facts(1)], ["Patient"]) == {}
+    assert marks_of([facts(1, ["Patient"])], []) == {}
+
+
+def test_no_more_exports_are_read_than_are_needed() -> None:
+    read = []
+
+    def exports() -> Any:
+        for day in (9, 8, 7):
+            read.append(day)
+            yield facts(day, ["Patient"])
+
+    marks_of(exports(), ["Patient"])
+    assert read == [9]
+
+
+def test_the_earliest_is_the_smallest_instant_not_the_smallest_text() -> None:
+    """Servers write offsets: 23:30-05:00 is later than 02:00Z of the next day."""
+    marks = [Mark(facts(1), each) for each in ("2026-01-30T23:30:00-05:00", "2026-01-31T02:00:00Z")]
+    assert earliest(marks) == "2026-01-31T02:00:00Z"
+
+
+@given(st.datetimes(datetime(2000, 1, 2), datetime(2100, 1, 1)), st.floats(0.001, 86_400))
+def test_an_overlap_goes_back_by_so_much_and_never_less(moment: datetime, seconds: float) -> None:
+    mark = moment.replace(tzinfo=UTC)
+    since = datetime.fromisoformat(with_overlap(mark.isoformat(), seconds))
+    assert timedelta(0) <= (mark - timedelta(seconds=seconds)) - since < timedelta(milliseconds=1.001)
+    assert with_overlap("2026-01-31T02:00:00+01:00", 0) == "2026-01-31T02:00:00+01:00", (
+        "as the server wrote it"
     )
 
 
-def test_without_receipts_there_is_none() -> None:
-    assert watermark([], "f") is None
+# --- plans -------------------------------------------------------------------------------------------------
 
 
-def test_it_is_the_greatest_instant_not_the_greatest_text() -> None:
-    """Servers write offsets: 23:30-05:00 is later than 02:00Z of the next day."""
-    marks = ["2026-01-31T02:00:00Z", "2026-01-30T23:30:00-05:00", "2026-01-31T03:00:00.000+02:00"]
-    assert watermark([receipt(each) for each in marks], "f") == "2026-01-30T23:30:00-05:00"
+def session(folder: Path, profile: str = "smart", moment: datetime = NOW, **source: Any) -> Session:
+    export = {"level": "system"} | source.pop("export", {})
+    entry = {
+        "name": "hosp",
+        "profile": profile,
+        "fhir_url": "http://127.0.0.1:9/fhir",
+        "auth": {"kind": "none"},
+        "export": export,
+        **source,
+    }
+    config = Config.model_validate({"lake": "lake", "sources": [entry], "folder": folder})
+    return Session(config, config.source(None), this_process("one"), lambda _: True, now=lambda: moment)
 
 
-def test_incomplete_exports_and_those_of_other_parameters_do_not_move_it() -> None:
-    receipts = [receipt("2026-01-01T00:00:00Z"), receipt(None), receipt("2026-02-01T00:00:00Z", "other")]
-    assert watermark(receipts, "f") == "2026-01-01T00:00:00Z"
+def published(made: Session, day: int, since: str | None, **others: Any) -> None:
+    """An export as an earlier night left it, with the types of that night."""
+    asked = asked_for(made.source, made.profile)
+    parameters = {"types": list(others.pop("types", asked.types)), "since": since}
+    intent = Intent(
+        at=datetime(2026, 1, day, 2, tzinfo=UTC),
+        number=1,
+        owner=OWNER,
+        parameters=parameters,
+        fingerprint="f",
+        since_reason="",
+        line=line_of(made.source, asked),
+        **others,
+    )
+    write = made.ledger.write
+    assert write(night(day), "intent.json", intent)
+    request = Request(at=intent.at, intent=1, status_url="https://s.example/1", owner=OWNER)
+    assert write(night(day), "request.json", request)
+    assert write(night(day), "receipts/0001.json", receipt(mark_at(day)))
 
 
-@given(st.lists(st.datetimes(datetime(2000, 1, 1), datetime(2100, 1, 1)), min_size=1))
-def test_it_never_moves_back_and_is_sent_as_it_came(moments: list[datetime]) -> None:
-    texts = [each.replace(microsecond=0, tzinfo=UTC).isoformat() for each in moments]
-    marks = [watermark([receipt(each) for each in texts[: n + 1]], "f") for n in range(len(texts))]
-    assert marks == sorted(marks, key=lambda each: datetime.fromisoformat(each or ""))
-    assert marks[-1] in texts
+def plan(made: Session) -> Plan:
+    return plan_kickoff(made, Facts("hosp", night(31)))
 
 
-def test_never_and_an_instant_are_taken_at_their_word() -> None:
-    receipts = [receipt("2026-01-31T02:00:00Z")]
-    assert since_for(source(since="never"), receipts, "f").value is None
+def test_never_and_an_instant_are_taken_at_their_word(tmp_path: Path) -> None:
     wanted = "2025-06-01T00:00:00Z"
-    assert since_for(source(since=wanted), receipts, "f").value == wanted
+    for since, value in (("never", None), (wanted, wanted)):
+        made = session(tmp_path / since[:4], export={"since": since})
+        published(made, 5, None)
+        assert plan(made).parameters.since == value
 
 
-def test_auto_sends_the_watermark_where_that_cannot_lose_data() -> None:
-    receipts = [receipt("2026-01-31T02:00:00Z")]
-    assert since_for(source(), receipts, "f").value == "2026-01-31T02:00:00Z"
-    assert since_for(source(), [], "f").value is None
+def test_auto_goes_on_from_the_last_complete_export(tmp_path: Path) -> None:
+    made = session(tmp_path)
+    assert plan(made).since.value is None
+    published(made, 5, None)
+    published(made, 6, mark_at(5))
+    assert plan(made).since.value == mark_at(6)
 
 
 @pytest.mark.parametrize(
-    ("profile", "export"),
-    [
-        ("smart", {"level": "group", "group": "1"}),
-        ("azure-fhir", {"level": "patient"}),
-        ("azure-fhir-export", {"level": "patient"}),
-    ],
+    ("profile", "level"), [("azure-fhir", "patient"), ("azure-fhir-export", "group"), ("apim-smart", "group")]
 )
-def test_auto_stays_full_where_since_would_leave_data_out(profile: str, export: dict[str, str]) -> None:
-    """Protocol fact 15: a new member of the group would come without history."""
-    since = since_for(source(profile, **export), [receipt("2026-01-31T02:00:00Z")], "f")
+def test_auto_stays_full_where_since_would_leave_data_out(tmp_path: Path, profile: str, level: str) -> None:
+    """Protocol section 6: compartments of changed patients only."""
+    export = {"level": level} | ({"group": "1"} if level == "group" else {})
+    made = session(tmp_path, profile, export=export)
+    published(made, 5, None)
+    since = plan(made).since
     assert since.value is None
-    assert since.reason.startswith("full")
+    assert since.reason.startswith(f"full: with _since at level {level} this server leaves out changes")
+
+
+def test_at_microsofts_system_level_auto_goes_on(tmp_path: Path) -> None:
+    made = session(tmp_path, "azure-fhir")
+    published(made, 5, None)
+    assert plan(made).since.value == mark_at(5)
+
+
+def test_a_type_that_was_added_comes_in_full_by_a_supplement(tmp_path: Path) -> None:
+    """The others go on; filters on the new one go with it."""
+    first = session(tmp_path, export={"types": ["Patient", "Goal"]})
+    published(first, 5, None)
+    wanted = {"types": ["Patient", "Goal", "Condition"]}
+    made = session(tmp_path, export=wanted)
+    found = plan(made)
+    assert (found.parameters.types, found.parameters.since) == (("Patient", "Goal"), mark_at(5))
+    assert found.lacks.types == ("Condition",)
+    assert "Condition" in found.since.reason
+    published(made, 6, mark_at(5), types=["Patient", "Goal"])
+    published(made, 7, None, types=["Condition"])
+    later = plan(made)
+    assert (later.parameters.types, later.parameters.since) == (("Patient", "Goal", "Condition"), mark_at(6))
+    assert later.lacks.types == ()
+
+
+def test_other_filters_or_elements_are_another_line(tmp_path: Path) -> None:
+    """Changing what is exported starts a new full export, and says so."""
+    published(session(tmp_path, export={"types": ["Patient"]}), 5, None)
+    found = plan(session(tmp_path, export={"types": ["Patient"], "elements": ["id"]}))
+    assert found.since.value is None
+    assert found.since.reason == "full: no complete export of the same parameters yet"
+
+
+def test_the_overlap_is_the_sources_or_the_profiles(tmp_path: Path) -> None:
+    made = session(tmp_path, knobs={"since_overlap": 60})
+    published(made, 5, None)
+    assert plan(made).since.value == "2026-01-05T01:59:00.000Z"
+    made = session(tmp_path, knobs={"since_overlap": 60}, export={"since_overlap": 0})
+    assert plan(made).since.value == mark_at(5)
+
+
+def test_a_full_export_is_due_when_its_time_has_come_since_the_last(tmp_path: Path) -> None:
+    """Sundays at three: the 4th of January 2026 is one."""
+    weekly = {"full_resync": "0 3 * * 0"}
+    made = session(tmp_path, **weekly)
+    published(made, 4, None)
+    published(made, 5, mark_at(4))
+    assert plan(replace(made, now=lambda: datetime(2026, 1, 4, 2, 59, tzinfo=UTC))).since.value is not None
+    assert plan(replace(made, now=lambda: datetime(2026, 1, 6, 2, tzinfo=UTC))).since.reason == (
+        "full: full_resync (0 3 * * 0) is due"
+    )
+    published(made, 6, None)
+    assert plan(replace(made, now=lambda: datetime(2026, 1, 11, 2, tzinfo=UTC))).since.value == mark_at(6)
+    assert plan(replace(made, now=lambda: datetime(2026, 1, 11, 3, tzinfo=UTC))).since.value is None
+
+
+def test_a_supplement_moves_no_other_type_and_no_resync(tmp_path: Path) -> None:
+    made = session(tmp_path, full_resync="0 3 * * 0")
+    published(made, 4, None)
+    published(made, 5, mark_at(4), patients=3)
+    made.ledger.write(night(5), "withdrawn.json", ClosingFact(at=NOW, reason="by hand"))
+    assert plan(replace(made, now=lambda: datetime(2026, 1, 4, 2, tzinfo=UTC))).since.value == mark_at(4)

@@ -10,11 +10,11 @@ import pytest
 from pipeline.config import Config
 from pipeline.exports.facts import ClosingFact, Receipt
 from pipeline.exports.owner import this_process
-from pipeline.exports.request import asked_for, fingerprint, kickoff_parameters
+from pipeline.exports.request import asked_for, fingerprint, plan_kickoff
 from pipeline.exports.session import Session
 
 NOW = datetime(2026, 1, 31, 2, tzinfo=UTC)
-FIRST, SECOND = "20260101T020000Z", "20260102T020000Z"
+FIRST, SECOND, NEXT = "20260101T020000Z", "20260102T020000Z", "20260103T020000Z"
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def session(tmp_path: Path) -> Session:
 
 
 def since(session: Session) -> str | None:
-    return kickoff_parameters(session)[1].value
+    return plan_kickoff(session, session.ledger.read(NEXT)).since.value
 
 
 def test_the_newest_complete_export_gives_the_watermark(session: Session) -> None:

@@ -168,6 +168,40 @@ class Profile:
         metadata=knob("What a kick-off answered 500 usually means there; empty: nothing special.", SENTENCE),
     )
 
+    # From night to night
+    since_levels: tuple[str, ...] = field(
+        default=("group", "patient", "system"),
+        metadata=knob(
+            "The levels at which `_since` finds every change; at others `since: auto` exports in full "
+            "(docs/incremental.md).",
+            some_of("group", "patient", "system"),
+        ),
+    )
+    patient_list: bool = field(
+        default=True,
+        metadata=knob(
+            "Whether new members of a group can be asked for by name (POST with `patient`); else the whole "
+            "group is exported in full when somebody has joined.",
+            FLAG,
+        ),
+    )
+    since_overlap: float = field(
+        default=0.0,
+        metadata=knob(
+            "How many seconds `since: auto` goes back behind the watermark, where `export.since_overlap` "
+            "does not say.",
+            SECONDS,
+        ),
+    )
+    transaction_time: Literal["start", "end"] = field(
+        default="start",
+        metadata=knob(
+            "Whether `transactionTime` is when the export began, as it should be, or when it was done: "
+            "`_since` then goes back by the time it took.",
+            choice("start", "end"),
+        ),
+    )
+
     # Status
     first_poll: float = field(
         default=5.0,

@@ -13,6 +13,7 @@ GROUPS = {
     "demo": "All patients",
     "cohort-a": "A third of the patients; every seventh joins on the second night, with old data",
     "empty": "Nobody",
+    "wanderers": "Two thirds of the patients; every other night some join and some leave",
 }
 
 _LISTED = 10_000
@@ -24,6 +25,8 @@ def is_member(world: World, group: str, patient: int) -> bool:
         return True
     if group == "cohort-a":
         return patient % 3 == 0 or (world.night >= 2 and patient % 7 == 1)
+    if group == "wanderers":
+        return ((world.night + 2 * patient) // 12 + patient) % 3 != 0
     return False
 
 

@@ -125,9 +125,11 @@ class State:
 
     def missing(self, there: NDArray[np.bool_], export: int) -> None:
         """A full export has only the ids that are `there`: whatever else was alive is gone."""
-        codes = np.flatnonzero(self.alive & ~there).astype(np.int32)
-        gone = Versions.gone_at(np.full(len(codes), UNKNOWN, np.int64), ABSENT)
-        self.fold(codes, gone, export)
+        self.gone_without_a_word(np.flatnonzero(self.alive & ~there).astype(np.int32), export)
+
+    def gone_without_a_word(self, codes: NDArray[np.int32], export: int) -> None:
+        """What an export shows to be gone, though nobody said when."""
+        self.fold(codes, Versions.gone_at(np.full(len(codes), UNKNOWN, np.int64), ABSENT), export)
 
     def _compete(self, codes: NDArray[np.int32], versions: Versions, export: int) -> None:
         """Each id once."""

@@ -21,6 +21,7 @@ from pipeline.tables.current.fold import UNKNOWN, State, Versions
 from pipeline.tables.current.taking import CHUNK_ROWS, ChunkFiles, taken
 from pipeline.tables.current.tombstones import read_tombstones, tombstone_schema, tombstones
 from pipeline.tables.current.vocabulary import UNCODED, Vocabulary, shares_of
+from pipeline.tables.current.whose import read_patients
 from pipeline.tables.parts import open_part
 
 if TYPE_CHECKING:
@@ -52,6 +53,12 @@ class Share:
     """Ids that were deleted at that moment or before; what the export also lists is there again."""
     replaces_all: bool = False
     """A full export, and what it lacks counts as gone."""
+    renewed: frozenset[str] = frozenset()
+    """Patients of whom it has everything: what it lacks of theirs counts as gone."""
+    left: frozenset[str] = frozenset()
+    """Patients whose resources count as gone with it, its own too."""
+    of_patients: bool = False
+    """The resources are Patients themselves."""
 
     @property
     def named(self) -> int:
@@ -162,6 +169,7 @@ class _Source:
     chunk: Chunk | None
     rows: int
     chosen: NDArray[np.bool_]
+    whose: NDArray[np.int32] | None = None
 
 
 class _Merging:
@@ -175,11 +183,17 @@ class _Merging:
         *,
         anew: bool,
     ) -> None:
+        import pyarrow as pa
+
         self.lake = lake
         self.places = places
         self.standing = standing
         self.buried = buried
         self.shares = shares
+        self.are_patients = any(share.of_patients for share in shares)
+        named = frozenset[str]().union(*(each.renewed | each.left for each in shares))
+        self.patients: pa.StringArray = pa.array(sorted(named), pa.string())
+        """Whose resources matter one by one."""
         self.anew = anew
         chunks = [] if anew else standing.chunks
         self.chunks = [
@@ -218,6 +232,11 @@ class _Merging:
         return zip(self.parts, self.shares, strict=True)
 
     @property
+    def _everything(self) -> list[_Source]:
+        """In the order of their numbers."""
+        return [*self.chunks, *(part for parts in self.parts for part in parts)]
+
+    @property
     def _needs_all(self) -> bool:
         """Whether ids matter that no share brings."""
         return any(share.replaces_all for share in self.shares)
@@ -225,7 +244,7 @@ class _Merging:
     def _decide(self, share: int, passes: int) -> None:
         vocabulary = self._vocabulary(share, passes)
         state = State(len(vocabulary))
-        everything = [*self.chunks, *(part for parts in self.parts for part in parts)]
+        everything = self._everything
         index = {id(source): number for number, source in enumerate(everything)}
         graves = len(everything)
         matched: list[tuple[int, NDArray[np.int32], NDArray[np.int64]]] = []
@@ -241,6 +260,8 @@ class _Merging:
             self.grave_rows[place][versions.row] = False
         for export, (parts, each) in enumerate(self._each()):
             self._fold(state, vocabulary, export, each, [(part, index[id(part)]) for part in parts])
+            if each.left:
+                state.gone_without_a_word(self._of(state, each.left), export)
         for number, codes, rows in matched:
             stands = state.alive[codes] & (state.versions.source[codes] == number)
             everything[number].chosen[rows[~stands]] = False
@@ -267,7 +288,39 @@ class _Merging:
         if self._needs_all:
             for source in self.chunks:
                 add(self._ids(source.path))
+        if len(self.patients) and not self._needs_all:
+            for source in self.chunks:
+                add(self._ids(source.path).filter(pa.array(self._whose(source) >= 0)))
         return vocabulary
+
+    def _whose(self, source: _Source) -> NDArray[np.int32]:
+        """Of each of its rows the number in `patients` of the one whom it is about, -1 for nobody of them."""
+        import pyarrow.compute as pc
+
+        if source.whose is None:
+            with self._opened(source.path) as part:
+                whose = read_patients(part, are_patients=self.are_patients)
+            if whose is None:
+                source.whose = np.full(source.rows, -1, np.int32)
+            else:
+                source.whose = np.asarray(pc.index_in(whose, value_set=self.patients).fill_null(-1))
+        return source.whose
+
+    def _of(self, state: State, patients: frozenset[str]) -> NDArray[np.int32]:
+        """The ids that are alive, by a row that is about one of them."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        wanted = np.asarray(pc.is_in(self.patients, value_set=pa.array(sorted(patients), pa.string())))
+        alive = np.flatnonzero(state.alive).astype(np.int32)
+        by, rows = state.versions.source[alive], state.versions.row[alive]
+        found = np.zeros(len(alive), np.bool_)
+        everything = self._everything
+        for number in np.unique(by):
+            mine = by == number
+            whose = self._whose(everything[number])[rows[mine]]
+            found[mine] = (whose >= 0) & wanted[whose]
+        return alive[found]
 
     def _ids(self, path: str) -> pa.StringArray:
         import pyarrow as pa
@@ -303,6 +356,9 @@ class _Merging:
         state.fold(until[~there[until]], Versions.gone_at(before[~there[until]]), export)
         if share.replaces_all:
             state.missing(there, export)
+        elif share.renewed:
+            theirs = self._of(state, share.renewed)
+            state.gone_without_a_word(theirs[~there[theirs]], export)
         if read:
             together = np.concatenate([here for _, here, _ in read])
             versions = Versions.together([each for *_, each in read])

@@ -1,0 +1,227 @@
+"""What the next export of a source asks for: all of it, or what changed since; and what that leaves out.
+
+Nothing is sent here but the look at the Group. A `_since` is sent only where nothing is lost by it; in every
+other case the export is full, and says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+from zoneinfo import ZoneInfo
+
+from pipeline.errors import ExportError, LakeError, Unreachable
+from pipeline.exports.facts import Lacks
+from pipeline.exports.ledger import Facts
+from pipeline.exports.members import Member, look_up, split_digests
+from pipeline.exports.session import Session
+from pipeline.exports.watermark import (
+    Mark,
+    Since,
+    complete_exports,
+    covered_members,
+    earliest,
+    is_sound,
+    last_full,
+    marks_of,
+    moves_a_watermark,
+    supplements,
+    with_overlap,
+)
+
+if TYPE_CHECKING:
+    from pipeline.bulkdata.parameters import KickoffParameters
+    from pipeline.config import Source
+
+_MOST_JOINED = 5_000
+"""More new members than these are asked for with everybody else: their ids are one request's body."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One kick-off."""
+
+    parameters: KickoffParameters
+    since: Since
+    lacks: Lacks = field(default_factory=Lacks)
+    members: frozenset[str] | None = None
+    """Digests of the group's members, for a supplement of those that it asks for; None: nobody knows."""
+    joined: frozenset[str] = frozenset()
+    """Those of them whose history this export leaves out."""
+
+
+class NothingToAsk(Exception):
+    """A supplement that is not needed any more; the text says why."""
+
+
+class Members:
+    """The group's members, looked up once for a kick-off."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self.found: dict[str, Member] | None = None
+        self.why_not = ""
+        export = session.source.export
+        if export.level == "group" and moves_a_watermark(session.source, session.profile):
+            try:
+                self.found = look_up(session)
+            except ExportError as error:
+                self.why_not = error.cause
+
+    @property
+    def digests(self) -> frozenset[str] | None:
+        return None if self.found is None else frozenset(self.found)
+
+
+def plan_export(
+    session: Session, asked: KickoffParameters, facts: Facts, members: Members, line: str, fingerprint: str
+) -> Plan:
+    """`asked`: what the configuration asks for, without a time window.
+
+    Raises `NothingToAsk`, `LakeError`, and for a supplement `Unreachable`.
+    """
+    if facts.supplement_of:
+        return _supplement(session, asked, facts, members)
+    source = session.source
+    if source.export.since == "never":
+        return Plan(asked, Since(None, "full: since is never"))
+    if source.export.since != "auto":
+        wanted = source.export.since
+        return Plan(replace(asked, since=wanted), Since(wanted, "the instant in the configuration"))
+    if not is_sound(source, session.profile):
+        return Plan(asked, Since(None, _unsound(source, session.profile.since_levels)))
+    return _auto(session, asked, members, line, fingerprint)
+
+
+def _unsound(source: Source, levels: tuple[str, ...]) -> str:
+    level = source.export.level
+    instead = " (at level system it does not)" if "system" in levels else ""
+    return f"full: with _since at level {level} this server leaves out changes of unchanged patients{instead}"
+
+
+def _auto(session: Session, asked: KickoffParameters, members: Members, line: str, fingerprint: str) -> Plan:
+    def full(why: str) -> Plan:
+        return Plan(asked, Since(None, f"full: {why}"), members=members.digests)
+
+    marks = marks_of(complete_exports(session, line, fingerprint), asked.types)
+    if not marks:
+        return full("no complete export of the same parameters yet")
+    resync = _resync_due(session, line, fingerprint)
+    if resync:
+        return full(resync)
+    added = tuple(each for each in asked.types if each not in marks)
+    since = Since(_since(session, marks), "the transactionTime of the last complete export")
+    if added:
+        since = Since(since.value, f"{since.reason}; {', '.join(added)}: in full, by a supplement")
+    going_on = replace(
+        asked,
+        types=tuple(each for each in asked.types if each in marks),
+        type_filters=_filters_without(asked, added),
+        since=since.value,
+    )
+    plan = Plan(going_on, since, Lacks(types=added))
+    if session.source.export.level != "group":
+        return plan
+    why = _why_all_members(session, marks, members, plan)
+    if why:
+        return full(why)
+    return _for_members(session, marks, members, plan)
+
+
+def _since(session: Session, marks: Mapping[str, Mark]) -> str:
+    configured = session.source.export.since_overlap
+    overlap = session.profile.since_overlap if configured is None else configured
+    return with_overlap(earliest(marks.values()), overlap)
+
+
+def _filters_without(asked: KickoffParameters, types: Sequence[str]) -> tuple[str, ...]:
+    return tuple(each for each in asked.type_filters if each.partition("?")[0] not in types)
+
+
+def _resync_due(session: Session, line: str, fingerprint: str) -> str:
+    """Why a full export is due by `full_resync`; empty: it is not."""
+    from cronsim import CronSim
+
+    cron = session.source.full_resync
+    last = last_full(complete_exports(session, line, fingerprint)) if cron else None
+    if cron is None or last is None:
+        return ""
+    due = next(CronSim(cron, last.astimezone(ZoneInfo(session.source.timezone))))
+    return f"full_resync ({cron}) is due" if due <= session.now() else ""
+
+
+def _joined(session: Session, marks: Mapping[str, Mark], members: Members) -> frozenset[str] | None:
+    covered = covered_members(session, marks.values())
+    if covered is None or members.digests is None:
+        return None
+    return members.digests - covered
+
+
+def _why_all_members(session: Session, marks: Mapping[str, Mark], members: Members, plan: Plan) -> str:
+    """Why a `_since` would lose the history of members; empty: it would not, or a supplement brings it."""
+    if members.digests is None:
+        return f"who is in the group cannot be told: {members.why_not}"
+    joined = _joined(session, marks, members)
+    if joined is None:
+        return "nobody knows who was in the group at the last complete export"
+    if not joined:
+        return ""
+    who = f"{len(joined)} of {len(members.digests)} members have joined the group since"
+    if len(joined) > min(_MOST_JOINED, len(members.digests) // 2):
+        return who
+    if not session.profile.patient_list:
+        return f"{who}, and this server takes no list of patients"
+    if plan.lacks.types:
+        return f"{who}, and {', '.join(plan.lacks.types)} was added"
+    refused = _refused_list(session, marks)
+    return f"{who}, and the server has refused the list of patients of {refused}" if refused else ""
+
+
+def _for_members(session: Session, marks: Mapping[str, Mark], members: Members, plan: Plan) -> Plan:
+    joined = _joined(session, marks, members) or frozenset()
+    if not joined:
+        return replace(plan, members=members.digests)
+    reason = f"{plan.since.reason}; {len(joined)} new members of the group: in full, by a supplement"
+    return replace(
+        plan,
+        since=Since(plan.since.value, reason),
+        lacks=Lacks(patients=len(joined)),
+        members=members.digests,
+        joined=joined,
+    )
+
+
+def _refused_list(session: Session, marks: Mapping[str, Mark]) -> str:
+    """The supplement that the server would not make, if any."""
+    for mark in marks.values():
+        for each in supplements(session, mark.facts):
+            if "rejected" in each.closings and each.intents and each.intents[-1].patients is not None:
+                return each.export_id
+    return ""
+
+
+# --- supplements -------------------------------------------------------------------------------------------
+
+
+def _supplement(session: Session, asked: KickoffParameters, facts: Facts, members: Members) -> Plan:
+    main = session.ledger.read(facts.supplement_of)
+    intent = main.asked
+    if intent is None:
+        raise LakeError(f"{main.label} has no request that can be read", "Restore its facts")
+    if intent.lacks.types:
+        types = intent.lacks.types
+        others = tuple(each for each in asked.types if each not in types)
+        wanted = replace(asked, types=types, type_filters=_filters_without(asked, others))
+        reason = f"full: {', '.join(types)} was added after the exports before {main.export_id}"
+        return Plan(wanted, Since(None, reason), members=members.digests)
+    fact = session.ledger.members(main.export_id, intent.number)
+    joined = split_digests(fact.joined) if fact else set()
+    if members.found is None:
+        raise Unreachable(f"who is in the group cannot be told: {members.why_not or 'not at this level'}")
+    there = {digest: member for digest, member in members.found.items() if digest in joined}
+    if not there:
+        raise NothingToAsk("those who had joined the group have left it again")
+    patients = tuple(sorted({member.patient for member in there.values()}))
+    reason = f"full: {len(patients)} patients had joined the group before {main.export_id}"
+    return Plan(replace(asked, patients=patients), Since(None, reason), members=frozenset(there))
