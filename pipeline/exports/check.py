@@ -49,8 +49,9 @@ _ABOUT_WHO_WE_ARE = re.compile(r"^(invalid_client|invalid_grant|invalid_request)
 
 
 def check_source(config: Config, source: Source) -> list[Verdict]:
-    """Looks at server, capability, key or identity, sign-in address, token, a small read, the group, the
-    export storage, the lake and the clock, in that order; what a source does not need is left out. At the end
+    """Looks at server, capability, key or identity, sign-in address, token, a small read, the group, what
+    later exports ask for, the export storage, the lake and the clock, in that order; what a source does not
+    need is left out. At the end
     `permissions`, where other users of this machine can read keys, secrets or the lake.
 
     Returns a verdict for each and raises nothing for what it finds. Every request is small and reads only; in
@@ -74,6 +75,7 @@ def check_source(config: Config, source: Source) -> list[Verdict]:
         course.look("read", look.read, after=needed)
         if source.export.level == "group":
             course.look("group", look.group, after=(*needed, "read"))
+        course.look("incremental", look.incremental, after=(*needed, "read", "group"))
         if look.reads_storage():
             course.look("export storage", look.export_storage)
     course.look("lake", look.lake)
@@ -112,6 +114,8 @@ class _Looks:
         self.source = source
         self.http = http
         self.bearer: BearerAuth | None = None
+        self.software = ""
+        self.listed: Mapping[str, Any] | None = None
         # What is wrong with the storage account is for its own look to tell.
         without_storage = source.downloads.model_copy(update={"auth": "none", "storage": None})
         self._at_the_server = source.model_copy(update={"downloads": without_storage})
@@ -143,6 +147,8 @@ class _Looks:
         except (ServerRefused, VerificationFailed) as error:
             raise ServerRefused(error.cause, _WRONG_URL) from None
         version = statement.get("fhirVersion")
+        software = statement.get("software")
+        self.software = str(software.get("name", "")) if isinstance(software, dict) else ""
         if not isinstance(version, str) or not version.startswith("4.0"):
             raise ServerRefused(
                 f"the server speaks FHIR {_short(version)}, this pipeline reads R4 (4.0.1)",
@@ -262,6 +268,7 @@ class _Looks:
         if answer.ok:
             if (answer.resource or {}).get("resourceType") != "Group":
                 raise VerificationFailed(f"{where} gave something that is no Group", _WRONG_GROUP)
+            self.listed = answer.resource
             return f"Group/{group} is there"
         if answer.http_status in (404, 410):
             raise ConfigError(
@@ -272,6 +279,15 @@ class _Looks:
                 f"Group/{group} may not be read (HTTP {answer.http_status}), so only a kick-off can tell"
             )
         raise _refused(answer, where)
+
+    def incremental(self) -> str:
+        from pipeline.bulkdata.profiles import profile_of
+        from pipeline.exports.check_nights import from_night_to_night
+        from pipeline.exports.session import utc_now
+
+        profile = profile_of(self.source.profile, self.source.knobs)
+        url = self._client().fhir_url
+        return from_night_to_night(self.source, profile, self.software, self.listed, url, utc_now())
 
     def _not_accepted(self, where: str, answer: ReadAnswer) -> AuthError:
         held = claims_of(self.bearer.token().value) if self.bearer is not None else None

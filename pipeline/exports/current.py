@@ -20,9 +20,10 @@ from pipeline.config import Source
 from pipeline.errors import ConfigError, LakeError
 from pipeline.exports.deletions import DELETES, read_deletes
 from pipeline.exports.identity import moment_of
-from pipeline.exports.members import LEFT, MEMBERS, read_members
+from pipeline.exports.members import JOINED, LEFT, MEMBERS, STAYED, read_members
 from pipeline.exports.partial import is_full
 from pipeline.exports.session import Session
+from pipeline.exports.watermark import supplements
 from pipeline.tables.definitions import table_name, type_of_table
 
 if TYPE_CHECKING:
@@ -213,14 +214,15 @@ def _share(
 
 
 def _renewed(session: Session, export_id: str) -> frozenset[str]:
-    """New members of the group whose data a supplement has brought in full: what was deleted while they were
-    away, nobody names."""
+    """New members of the group whose data the export has in full: what was deleted while they were away,
+    nobody names."""
     facts = session.ledger.read(export_id)
     intent, receipt = facts.asked, facts.receipt
-    if intent is None or intent.patients is None or receipt is None or receipt.watermark is None:
+    if intent is None or receipt is None or receipt.watermark is None or intent.parameters.get("since"):
         return frozenset()
     members = read_members(session, export_id) or ()
-    return frozenset(member.patient for member, state in members if state != LEFT)
+    those = {JOINED} if intent.patients is None else {JOINED, STAYED}
+    return frozenset(member.patient for member, state in members if state in those)
 
 
 def _left(session: Session, export_id: str) -> frozenset[str]:
@@ -262,7 +264,8 @@ def _micros(moment: datetime) -> int:
 def write_as_of(session: Session, export_id: str, resource_types: Iterable[str], out: Path) -> dict[str, int]:
     """What was true as of an export, into `<out>/<type>/*.parquet`; type -> rows.
 
-    From the partitions of that export and of all that were before it by transactionTime; later ones and the
+    From the partitions of that export, of the supplement that completes it, and of all that were before by
+    transactionTime; later ones and the
     current tables are not looked at. Raises `ConfigError` when the export is not published or a folder is
     not empty, `LakeError`, `VerificationFailed`.
     """
@@ -274,7 +277,8 @@ def write_as_of(session: Session, export_id: str, resource_types: Iterable[str],
             f"{session.source.name}/{export_id} is not published",
             f"`fhir-export exports {session.source.name}` lists those that are",
         )
-    last = (_transaction_moment(session, export_id), export_id)
+    family = [export_id, *(each.export_id for each in supplements(session, session.ledger.read(export_id)))]
+    last = max((_transaction_moment(session, each), each) for each in family if each in whole)
     before = [each for each in whole if (_transaction_moment(session, each), each) <= last]
     rows = {}
     for resource_type in resource_types:

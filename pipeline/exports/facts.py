@@ -54,6 +54,9 @@ class Intent(Fact):
     lacks: Lacks = Lacks()
     patients: int | None = None
     """How many patients are asked for by name (`parameters` does not hold them); None: all."""
+    deletes_from: str | None = None
+    """The watermark before this full export: it does not name what was deleted from then on, so the next
+    `_since` is no later."""
 
 
 class IntentError(Fact):

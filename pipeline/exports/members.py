@@ -47,8 +47,8 @@ class Member:
 def members_schema() -> pa.Schema:
     """Columns of `_members`: one row for each patient who was in the group at the kick-off and at the end.
 
-    `state`: `member`; `joined` since the export that this one began where it ended, so that their history is
-    in a supplement; `left` since then. `standing`: what the Group says of an active, inactive, ended member.
+    `state`: `member`; `joined` since the export that this one began where it ended: their history is in a
+    supplement, or in this one if it is full; `left` since then. `standing`: `active`, `inactive` or `ended`.
     """
     import pyarrow as pa
 

@@ -48,7 +48,9 @@ class Plan:
     members: frozenset[str] | None = None
     """Digests of the group's members, for a supplement of those that it asks for; None: nobody knows."""
     joined: frozenset[str] = frozenset()
-    """Those of them whose history this export leaves out."""
+    """Those of them whose history is not in the lake yet."""
+    deletes_from: str | None = None
+    """Of a full export: the mark that was reached before it."""
 
 
 class NothingToAsk(Exception):
@@ -102,7 +104,15 @@ def _unsound(source: Source, levels: tuple[str, ...]) -> str:
 
 def _auto(session: Session, asked: KickoffParameters, members: Members, line: str, fingerprint: str) -> Plan:
     def full(why: str) -> Plan:
-        return Plan(asked, Since(None, f"full: {why}"), members=members.digests)
+        joined = _joined(session, marks, members) if marks else None
+        inferred = session.source.export.infer_deletes
+        return Plan(
+            asked,
+            Since(None, f"full: {why}"),
+            members=members.digests,
+            joined=joined or frozenset(),
+            deletes_from=earliest(marks.values()) if marks and not inferred else None,
+        )
 
     marks = marks_of(complete_exports(session, line, fingerprint), asked.types)
     if not marks:
@@ -123,7 +133,7 @@ def _auto(session: Session, asked: KickoffParameters, members: Members, line: st
     plan = Plan(going_on, since, Lacks(types=added))
     if session.source.export.level != "group":
         return plan
-    why = _why_all_members(session, marks, members, plan)
+    why = _why_all_members(session, marks, members)
     if why:
         return full(why)
     return _for_members(session, marks, members, plan)
@@ -158,7 +168,7 @@ def _joined(session: Session, marks: Mapping[str, Mark], members: Members) -> fr
     return members.digests - covered
 
 
-def _why_all_members(session: Session, marks: Mapping[str, Mark], members: Members, plan: Plan) -> str:
+def _why_all_members(session: Session, marks: Mapping[str, Mark], members: Members) -> str:
     """Why a `_since` would lose the history of members; empty: it would not, or a supplement brings it."""
     if members.digests is None:
         return f"who is in the group cannot be told: {members.why_not}"
@@ -172,8 +182,6 @@ def _why_all_members(session: Session, marks: Mapping[str, Mark], members: Membe
         return who
     if not session.profile.patient_list:
         return f"{who}, and this server takes no list of patients"
-    if plan.lacks.types:
-        return f"{who}, and {', '.join(plan.lacks.types)} was added"
     refused = _refused_list(session, marks)
     return f"{who}, and the server has refused the list of patients of {refused}" if refused else ""
 
@@ -186,7 +194,7 @@ def _for_members(session: Session, marks: Mapping[str, Mark], members: Members, 
     return replace(
         plan,
         since=Since(plan.since.value, reason),
-        lacks=Lacks(patients=len(joined)),
+        lacks=Lacks(types=plan.lacks.types, patients=len(joined)),
         members=members.digests,
         joined=joined,
     )
@@ -209,19 +217,31 @@ def _supplement(session: Session, asked: KickoffParameters, facts: Facts, member
     intent = main.asked
     if intent is None:
         raise LakeError(f"{main.label} has no request that can be read", "Restore its facts")
-    if intent.lacks.types:
-        types = intent.lacks.types
-        others = tuple(each for each in asked.types if each not in types)
-        wanted = replace(asked, types=types, type_filters=_filters_without(asked, others))
-        reason = f"full: {', '.join(types)} was added after the exports before {main.export_id}"
-        return Plan(wanted, Since(None, reason), members=members.digests)
     fact = session.ledger.members(main.export_id, intent.number)
     joined = split_digests(fact.joined) if fact else set()
-    if members.found is None:
+    if joined and members.found is None:
         raise Unreachable(f"who is in the group cannot be told: {members.why_not or 'not at this level'}")
-    there = {digest: member for digest, member in members.found.items() if digest in joined}
+    there = {digest: member for digest, member in (members.found or {}).items() if digest in joined}
+    if intent.lacks.types:
+        return _added_types(asked, main, intent.lacks.types, members, frozenset(there))
     if not there:
         raise NothingToAsk("those who had joined the group have left it again")
     patients = tuple(sorted({member.patient for member in there.values()}))
     reason = f"full: {len(patients)} patients had joined the group before {main.export_id}"
     return Plan(replace(asked, patients=patients), Since(None, reason), members=frozenset(there))
+
+
+def _added_types(
+    asked: KickoffParameters, main: Facts, types: tuple[str, ...], members: Members, joined: frozenset[str]
+) -> Plan:
+    """Of everybody; who joined at the same time comes in a supplement of this one."""
+    others = tuple(each for each in asked.types if each not in types)
+    wanted = replace(asked, types=types, type_filters=_filters_without(asked, others))
+    reason = f"full: {', '.join(types)} came to the exports with {main.export_id}"
+    return Plan(
+        wanted,
+        Since(None, reason),
+        Lacks(patients=len(joined)),
+        members=members.digests,
+        joined=joined,
+    )

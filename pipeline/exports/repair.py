@@ -12,7 +12,6 @@ from pipeline.errors import ConfigError, LakeError, StillRunning
 from pipeline.exports.closing import close
 from pipeline.exports.facts import Retry
 from pipeline.exports.ledger import Facts
-from pipeline.exports.partial import is_full
 from pipeline.exports.session import Session
 from pipeline.exports.state import Busy, Closed, Damaged, describe
 from pipeline.exports.tidying import give_back
@@ -122,10 +121,10 @@ def _require_last(session: Session, facts: Facts) -> None:
     for export_id in session.ledger.export_ids():
         later = session.ledger.read(export_id)
         over = (later.closings.keys() - {"held"} and not later.receipt) or "withdrawn" in later.closings
-        if export_id == facts.export_id or over or is_full(later):
+        if export_id == facts.export_id or over:
             continue
-        asked = [intent.parameters.get("since") for intent in later.intents if intent.at > begun]
-        if any(_goes_on(since, reached) for since in asked):
+        asked = [each for each in later.intents if each.at >= begun]
+        if any(_goes_on(each.parameters.get("since") or each.deletes_from, reached) for each in asked):
             raise ConfigError(
                 f"{later.label} began where {facts.label} ended",
                 f"Withdraw that one first: `fhir-export withdraw {later.label}`",

@@ -183,6 +183,7 @@ def _intend(session: Session, facts: Facts, number: int) -> KickoffParameters:
         line="" if parameters.patients else line,
         lacks=plan.lacks,
         patients=len(parameters.patients) or None,
+        deletes_from=plan.deletes_from,
     )
     name = "intent.json" if number == 1 else f"intent-{number:04d}.json"
     if not session.ledger.write(export_id, name, intent):
@@ -239,7 +240,7 @@ def _ask(session: Session, facts: Facts, number: int) -> Facts:
 
 
 def _left_out(plan: Plan) -> tuple[object, ...]:
-    return plan.parameters.since, plan.parameters.types, plan.joined
+    return plan.parameters.since, plan.parameters.types, plan.joined, plan.deletes_from
 
 
 def _remember_members(session: Session, export_id: str, number: int, plan: Plan) -> None:

@@ -36,10 +36,12 @@ class Since:
 
 @dataclass(frozen=True)
 class Mark:
-    """How far a type is published: by which export, and up to when."""
+    """How far a type is published."""
 
     facts: Facts
+    """The newest export that has it."""
     instant: str
+    """Up to when all changes are published, deletes too: a full export names none that came before it."""
 
 
 def is_sound(source: Source, profile: Profile) -> bool:
@@ -80,16 +82,19 @@ def _is_of(facts: Facts, receipt: Receipt, line: str, fingerprint: str) -> bool:
 
 
 def marks_of(exports: Iterable[Facts], types: Sequence[str]) -> dict[str, Mark]:
-    """Type -> its mark, for those that have one; `types` empty: the one of `WHATEVER`."""
-    wanted = set(types or (WHATEVER,))
+    """Type -> its mark, for those that have one; `types` empty: the one of `WHATEVER`. `exports` newest
+    first."""
     found: dict[str, Mark] = {}
+    wanted = set(types or (WHATEVER,))
     for facts in exports:
         receipt, intent = facts.receipt, facts.asked
         assert receipt is not None and receipt.watermark is not None  # noqa: S101 - `complete_exports`
         asked = intent.parameters.get("types") if intent else types
-        for each in wanted & set(asked or (WHATEVER,)) - found.keys():
-            found[each] = Mark(facts, receipt.watermark)
-        if found.keys() == wanted:
+        for each in wanted & set(asked or (WHATEVER,)):
+            deletes_from = intent.deletes_from if intent else None
+            found[each] = Mark(facts, deletes_from or receipt.watermark)
+        wanted -= found.keys()
+        if not wanted:
             break
     return found
 
@@ -120,11 +125,11 @@ def covered_members(session: Session, marks: Iterable[Mark]) -> set[str] | None:
         rows = read_members(session, facts.export_id)
         if rows is None:
             return None
-        healed = _healed(session, facts)
+        full, healed = is_full(facts), _healed(session, facts)
         there = {
             member.digest
             for member, state in rows
-            if state != LEFT and (state != JOINED or member.digest in healed)
+            if state != LEFT and (state != JOINED or full or member.digest in healed)
         }
         covered = there if covered is None else covered & there
     return covered
@@ -133,7 +138,9 @@ def covered_members(session: Session, marks: Iterable[Mark]) -> set[str] | None:
 def _healed(session: Session, facts: Facts) -> set[str]:
     """Digests of those who joined, and of whom a supplement has brought the history."""
     for facts_of in supplements(session, facts):
-        receipt = facts_of.receipt
+        receipt, intent = facts_of.receipt, facts_of.asked
+        if intent is None or intent.patients is None:
+            continue
         if receipt and receipt.watermark and not facts_of.closings.keys() & {"withdrawing", "withdrawn"}:
             rows = read_members(session, facts_of.export_id) or []
             return {member.digest for member, state in rows if state != LEFT}

@@ -160,8 +160,8 @@ class _Run:
         self._go_on(wait)
         published = bool(self.session.ledger.read(self.export_id).receipt)
         outcome = self._outcome()
-        if published and self.supplement:
-            outcome = self._with_supplement(outcome, self.supplement)
+        while published and self.supplement:
+            outcome = self._with_supplement(outcome)
         if wait and published:
             self._bring_current()
             if self.current_error and not outcome.error:
@@ -176,10 +176,11 @@ class _Run:
         except LakeError as error:  # the facts could not be read or written
             self.error = error
 
-    def _with_supplement(self, outcome: RunOutcome, supplement: str) -> RunOutcome:
+    def _with_supplement(self, outcome: RunOutcome) -> RunOutcome:
         """Also asks for what the export's `_since` has left out; trouble there is the command's."""
-        self.say(f"what its _since leaves out: export {self.source.name}/{supplement}")
-        self.take(supplement)
+        self.say(f"what its _since leaves out: export {self.source.name}/{self.supplement}")
+        self.take(self.supplement)
+        self.supplement = ""
         self._go_on(wait=True)
         other = self._outcome()
         reason = f"{outcome.reason}; its supplement {other.export_id} is {other.state}"

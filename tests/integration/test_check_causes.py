@@ -24,6 +24,7 @@ ALL = [
     "token",
     "read",
     "group",
+    "incremental",
     "lake",
     "clock",
 ]
@@ -146,6 +147,7 @@ def test_a_url_with_the_wrong_path(setup: Setup, sandbox: SandboxProcess) -> Non
         "token": "skipped",
         "read": "skipped",
         "group": "skipped",
+        "incremental": "skipped",
         "lake": "ok",
         "clock": "ok",
     }

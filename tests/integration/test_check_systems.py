@@ -141,7 +141,18 @@ def test_apim_in_order(tmp_path: Path, key: Path, jwks: dict[str, Any]) -> None:
     with apim(tmp_path, key, jwks) as setup:
         words = names_and_words(setup.verdicts())
     assert list(words) == [
-        *("server", "capability", "key", "sign-in address", "token", "read", "group", "lake", "clock")
+        *(
+            "server",
+            "capability",
+            "key",
+            "sign-in address",
+            "token",
+            "read",
+            "group",
+            "incremental",
+            "lake",
+            "clock",
+        )
     ]
     assert "/auth/token" in words["sign-in address"]
 
@@ -231,7 +242,18 @@ def test_a_tenant_that_is_not_configured(tmp_path: Path, key: Path, jwks: dict[s
 def test_azure_in_order_with_a_client_secret(azure_setup: Setup) -> None:
     words = names_and_words(azure_setup.verdicts())
     assert list(words) == [
-        *("server", "capability", "identity", "sign-in address", "token", "read", "group", "lake", "clock")
+        *(
+            "server",
+            "capability",
+            "identity",
+            "sign-in address",
+            "token",
+            "read",
+            "group",
+            "incremental",
+            "lake",
+            "clock",
+        )
     ]
     assert "client secret of application 'nightly'" in words["identity"]
     assert "roles FHIR Data Exporter" in words["token"]
@@ -550,6 +572,7 @@ def test_without_a_sign_in_nothing_about_it_is_looked_at(tmp_path: Path) -> None
         "capability": "ok",
         "identity": "skipped",
         "read": "ok",
+        "incremental": "ok",
         "lake": "ok",
         "clock": "ok",
     }

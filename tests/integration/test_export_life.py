@@ -402,7 +402,7 @@ def test_an_export_that_a_run_ingests_is_not_withdrawn_under_its_hands(site: Sit
 def test_a_withdrawn_export_moves_no_watermark_and_one_that_others_began_at_stays(site: Site) -> None:
     """Protocol 26: what changed before it would be missing for good."""
     source = site.source
-    export = source.export.model_copy(update={"level": "system", "group": None})
+    export = source.export.model_copy(update={"level": "system", "group": None, "since": "auto"})
     system = source.model_copy(update={"export": export})
     first = replace(session_of(site, "first"), source=system)
     asked_for(first, EXPORT)

@@ -63,7 +63,7 @@ class _Elsewhere(Site):
 def incremental(site: Site, run_id: str) -> Session:
     """A source whose exports begin where the one before ended."""
     session = session_of(site, run_id)
-    export = session.source.export.model_copy(update={"level": "system", "group": None})
+    export = session.source.export.model_copy(update={"level": "system", "group": None, "since": "auto"})
     return with_source(session, export=export)
 
 

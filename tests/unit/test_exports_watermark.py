@@ -232,9 +232,19 @@ def test_a_full_export_is_due_when_its_time_has_come_since_the_last(tmp_path: Pa
     assert plan(replace(made, now=lambda: datetime(2026, 1, 6, 2, tzinfo=UTC))).since.reason == (
         "full: full_resync (0 3 * * 0) is due"
     )
-    published(made, 6, None)
-    assert plan(replace(made, now=lambda: datetime(2026, 1, 11, 2, tzinfo=UTC))).since.value == mark_at(6)
+    published(made, 6, None, deletes_from=mark_at(5))
+    assert plan(replace(made, now=lambda: datetime(2026, 1, 11, 2, tzinfo=UTC))).since.value == mark_at(5)
     assert plan(replace(made, now=lambda: datetime(2026, 1, 11, 3, tzinfo=UTC))).since.value is None
+
+
+def test_a_full_export_keeps_the_mark_before_it_for_what_was_deleted(tmp_path: Path) -> None:
+    """Protocol fact 31: only an export with `_since` names deletes. Inferred, they need no such mark."""
+    weekly = {"full_resync": "0 3 * * 0"}
+    for inferred, kept in ((False, mark_at(5)), (True, None)):
+        made = session(tmp_path / str(inferred), export={"infer_deletes": inferred}, **weekly)
+        published(made, 4, None)
+        published(made, 5, mark_at(4))
+        assert plan(made).deletes_from == kept
 
 
 def test_a_supplement_moves_no_other_type_and_no_resync(tmp_path: Path) -> None:
