@@ -103,6 +103,7 @@ def asked_for(source: Source, profile: Profile) -> KickoffParameters:
         type_filters=export.type_filters,
         elements=export.elements,
         output_format=profile.output_format,
+        include_associated_data=("_deleted",) if profile.ask_for_deleted and not export.type_filters else (),
     )
 
 

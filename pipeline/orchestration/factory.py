@@ -18,7 +18,7 @@ from pipeline.orchestration.jobs import build_jobs
 from pipeline.orchestration.names import names_of
 from pipeline.orchestration.request_asset import build_request_asset, group_spec
 from pipeline.orchestration.retention import build_retention_job, build_retention_schedules
-from pipeline.orchestration.schedule import build_schedule
+from pipeline.orchestration.schedule import build_schedules
 from pipeline.orchestration.sensor import build_sensor
 
 
@@ -38,7 +38,7 @@ def build_source(
         assets=[group_spec(source), request, *ingest, *flat, *current],
         jobs=[*jobs, *build_current_job(source, current, executor), retention],
         schedules=[
-            build_schedule(config, source),
+            *build_schedules(config, source),
             *build_retention_schedules(config, source, retention),
         ],
         sensors=[

@@ -72,6 +72,10 @@ class Names:
         return f"{self.source}_schedule"
 
     @property
+    def resync_schedule(self) -> str:
+        return f"{self.source}_full_resync"
+
+    @property
     def sensor(self) -> str:
         return f"{self.source}_status"
 

@@ -12,22 +12,37 @@ from pipeline.orchestration.runs import reap_dead_runs, session_in_daemon
 from pipeline.unexpected import contained
 
 
-def build_schedule(config: Config, source: Source) -> dg.ScheduleDefinition:
+def build_schedules(config: Config, source: Source) -> list[dg.ScheduleDefinition]:
+    """The nightly one, and that of `full_resync` where there is one: an export that is kicked off after its
+    time is full by itself, so one that was skipped is made up for by the next night."""
+    names = names_of(source)
+    nightly = _schedule(config, source, names.schedule, source.schedule, "Kicks off an export of")
+    if source.full_resync is None:
+        return [nightly]
+    return [
+        nightly,
+        _schedule(config, source, names.resync_schedule, source.full_resync, "Kicks off a full export of"),
+    ]
+
+
+def _schedule(config: Config, source: Source, name: str, cron: str, does: str) -> dg.ScheduleDefinition:
     """STOPPED until an operator starts it. A tick that is done again opens the same export run."""
     names = names_of(source)
 
     @dg.schedule(
-        name=names.schedule,
+        name=name,
         job_name=names.kickoff_job,
-        cron_schedule=source.schedule,
+        cron_schedule=cron,
         execution_timezone=source.timezone,
         default_status=dg.DefaultScheduleStatus.STOPPED,
-        description=f"Kicks off an export of {source.name}, {source.schedule} ({source.timezone}).",
+        description=f"{does} {source.name}, {cron} ({source.timezone}).",
     )
     @contained
     def export_schedule(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
         reap_dead_runs(context.instance, source)
         export_id = export_id_at(context.scheduled_execution_time)
+        if _is_taken(context.instance, export_id, name):
+            return dg.SkipReason(f"another schedule has begun {export_id} at this moment")
         still_open = [
             each
             for each in open_exports(session_in_daemon(config, source, context.instance))
@@ -40,3 +55,9 @@ def build_schedule(config: Config, source: Source) -> dg.ScheduleDefinition:
         return dg.RunRequest(run_key=export_id, partition_key=export_id)
 
     return export_schedule
+
+
+def _is_taken(instance: dg.DagsterInstance, export_id: str, schedule: str) -> bool:
+    """Whether the source's other schedule has the same moment, and was quicker."""
+    runs = instance.get_runs(dg.RunsFilter(tags={"dagster/run_key": export_id}))
+    return any(run.tags.get("dagster/schedule_name", schedule) != schedule for run in runs)

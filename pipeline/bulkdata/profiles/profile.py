@@ -185,6 +185,14 @@ class Profile:
             FLAG,
         ),
     )
+    ask_for_deleted: bool = field(
+        default=False,
+        metadata=knob(
+            "Whether soft-deleted resources are asked for (`includeAssociatedData=_deleted`); not together "
+            "with type filters, which Microsoft's server refuses then.",
+            FLAG,
+        ),
+    )
     since_overlap: float = field(
         default=0.0,
         metadata=knob(
