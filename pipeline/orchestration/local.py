@@ -123,7 +123,7 @@ class _Run:
         self.flat_error: ExportError | None = None
         """Why flat tables are missing although the export is published."""
         self.current_error: ExportError | None = None
-        """Why current tables are not up to date."""
+        """Why current tables are not up to date, or what is wrong with them."""
         self.facts_before: Facts | None = None
         self.looks = 0
         self.watch: Watch | None = None
@@ -257,7 +257,7 @@ class _Run:
         if facts.receipt and self.flat_error:
             reason = f"{reason}; but flat tables are missing"
         if facts.receipt and self.current_error:
-            reason = f"{reason}; but current tables are not up to date"
+            reason = f"{reason}; but current tables are not up to date, or not as they should be"
         return RunOutcome(
             export_id=self.export_id,
             state=state,
