@@ -207,6 +207,13 @@ class MaxQuarantined(Strict):
         return max(self.lines, int(Decimal(str(self.share)) * lines))
 
 
+class CurrentChecks(Strict):
+    """What the checks of the current tables let pass."""
+
+    max_drop: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Share of a table's ids that may go away at once without a deletion before it is a warning."""
+
+
 class Source(Strict):
     """One FHIR server + client registration + what to export."""
 
@@ -240,6 +247,7 @@ class Source(Strict):
     """Which resource types get a current table: all, none, or those named."""
     on_leave: Literal["keep", "hide"] = "keep"
     """What the current tables do with the data of patients who have left the group."""
+    current_checks: CurrentChecks = CurrentChecks()
     knobs: dict[str, Any] = Field(default_factory=dict)
     """Settings of the profile to be other than its own (docs/systems, the table of profiles)."""
 

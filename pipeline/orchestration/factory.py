@@ -10,6 +10,7 @@ from pipeline.orchestration.current_assets import (
     build_current_automation,
     build_current_job,
 )
+from pipeline.orchestration.current_checks import build_current_checks
 from pipeline.orchestration.failure_sensor import build_notices_sensor
 from pipeline.orchestration.flat_assets import build_flat_assets
 from pipeline.orchestration.flat_sensor import build_flat_sensor
@@ -36,6 +37,7 @@ def build_source(
     retention = build_retention_job(config, source)
     return dg.Definitions(
         assets=[group_spec(source), request, *ingest, *flat, *current],
+        asset_checks=build_current_checks(config, source),
         jobs=[*jobs, *build_current_job(source, current, executor), retention],
         schedules=[
             *build_schedules(config, source),

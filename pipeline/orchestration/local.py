@@ -125,7 +125,7 @@ class _Run:
         self.flat_error: ExportError | None = None
         """Why flat tables are missing although the export is published."""
         self.current_error: ExportError | None = None
-        """Why current tables are not up to date."""
+        """Why current tables are not up to date, or what is wrong with them."""
         self.facts_before: Facts | None = None
         self.looks = 0
         self.watch: Watch | None = None
@@ -165,7 +165,7 @@ class _Run:
         if wait and published:
             self._bring_current()
             if self.current_error and not outcome.error:
-                reason = f"{outcome.reason}; but current tables are not up to date"
+                reason = f"{outcome.reason}; but current tables are not up to date, or not as they should be"
                 outcome = replace(outcome, reason=reason, error=self.current_error)
         return outcome
 
