@@ -110,18 +110,18 @@ def _update(session: Session, resource_type: str, *, anew: bool) -> CurrentTable
 
     places, options = places_of(session, resource_type), session.lake.storage_options
     current = ChunkTable.at(session.lake.table_uri(places.current), options)
+    buried = ChunkTable.at(session.lake.table_uri(places.deleted), options)
     parts = _parts(session, resource_type)
-    due = _due(session, current, parts, "it was asked for" if anew else "")
+    due = _due(session, current, buried, parts, "it was asked for" if anew else "")
     shares = [_share(session, resource_type, each, due, parts) for each in due.pending]
     latest = latest_of(current)
     late = [share.export_id for share in shares if share.order <= latest]
     if late and not due.anew:
-        due = _due(session, current, parts, f"{late[0]} is earlier than what was in it")
+        due = _due(session, current, buried, parts, f"{late[0]} is earlier than what was in it")
         shares = [_share(session, resource_type, each, due, parts) for each in due.pending]
     name = f"{table_name(resource_type)}{CURRENT}"
     schema = _schema(session, resource_type)
     if not due.anew and not due.pending:
-        buried = ChunkTable.at(session.lake.table_uri(places.deleted), options)
         return CurrentTable(name, resource_type, current.rows, buried.rows, (), "", None)
     merged = merge(session.lake, places, schema, shares, anew=bool(due.anew), without=due.over)
     how = f" made again, since {due.anew}:" if due.anew else ""
@@ -133,11 +133,12 @@ def _update(session: Session, resource_type: str, *, anew: bool) -> CurrentTable
 def _due(
     session: Session,
     current: ChunkTable,
+    buried: ChunkTable,
     parts: Mapping[str, tuple[int, tuple[StagedPart, ...]]],
     anew: str,
 ) -> _Due:
     from pipeline.tables.current.chunks import NEVER
-    from pipeline.tables.current.merging import number_of
+    from pipeline.tables.current.merging import number_of, torn
     from pipeline.tables.delta import published_parts
 
     options = session.lake.storage_options
@@ -153,7 +154,11 @@ def _due(
         there, wanted = number_of(current, export_id), numbers.get(export_id, NEVER)
         if there not in (NEVER, wanted):
             anew = anew or (f"{export_id} was {'taken back' if wanted == NEVER else 'ingested again'}")
-            over += [export_id] if wanted == NEVER else []
+        elif torn(current, buried, export_id):
+            anew = anew or f"its merge of {export_id} was not finished"
+        else:
+            continue
+        over += [export_id] if wanted == NEVER else []
     pending = [each for each in numbers if anew or number_of(current, each) == NEVER]
     return _Due(numbers, tuple(sorted(pending)), tuple(sorted(over)), anew)
 
