@@ -18,10 +18,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.config import Source
 from pipeline.errors import ConfigError, LakeError
-from pipeline.exports.deletions import DELETES, read_deletes
-from pipeline.exports.identity import moment_of
-from pipeline.exports.members import JOINED, LEFT, MEMBERS, STAYED, read_members
-from pipeline.exports.partial import is_full
+from pipeline.exports.counting import Exports
 from pipeline.exports.session import Session
 from pipeline.exports.watermark import supplements
 from pipeline.tables.definitions import table_name, type_of_table
@@ -112,61 +109,54 @@ def _update(session: Session, resource_type: str, *, anew: bool) -> CurrentTable
 
     places, options = places_of(session, resource_type), session.lake.storage_options
     current = ChunkTable.at(session.lake.table_uri(places.current), options)
-    parts = _parts(session, resource_type)
-    due = _due(session, current, parts, "it was asked for" if anew else "")
-    shares = [_share(session, resource_type, each, due, parts) for each in due.pending]
+    buried = ChunkTable.at(session.lake.table_uri(places.deleted), options)
+    parts, exports = _parts(session, resource_type), Exports(session)
+    due = _due(exports, current, buried, parts, "it was asked for" if anew else "")
+    shares = [_share(exports, resource_type, each, due, parts) for each in due.pending]
     latest = latest_of(current)
     late = [share.export_id for share in shares if share.order <= latest]
     if late and not due.anew:
-        due = _due(session, current, parts, f"{late[0]} is earlier than what was in it")
-        shares = [_share(session, resource_type, each, due, parts) for each in due.pending]
+        due = _due(exports, current, buried, parts, f"{late[0]} is earlier than what was in it")
+        shares = [_share(exports, resource_type, each, due, parts) for each in due.pending]
     name = f"{table_name(resource_type)}{CURRENT}"
     schema = _schema(session, resource_type)
     if not due.anew and not due.pending:
-        buried = ChunkTable.at(session.lake.table_uri(places.deleted), options)
         return CurrentTable(name, resource_type, current.rows, buried.rows, (), "", None)
     merged = merge(session.lake, places, schema, shares, anew=bool(due.anew), without=due.over)
     how = f" made again, since {due.anew}:" if due.anew else ""
     session.log(f"{name}:{how} {merged.rows} rows, {merged.deleted} deleted, {merged.added} new")
-    exports = tuple(share.export_id for share in shares)
-    return CurrentTable(name, resource_type, merged.rows, merged.deleted, exports, due.anew, merged)
+    merged_exports = tuple(share.export_id for share in shares)
+    return CurrentTable(name, resource_type, merged.rows, merged.deleted, merged_exports, due.anew, merged)
 
 
 def _due(
-    session: Session,
+    exports: Exports,
     current: ChunkTable,
+    buried: ChunkTable,
     parts: Mapping[str, tuple[int, tuple[StagedPart, ...]]],
     anew: str,
 ) -> _Due:
     from pipeline.tables.current.chunks import NEVER
-    from pipeline.tables.current.merging import number_of
-    from pipeline.tables.delta import published_parts
+    from pipeline.tables.current.merging import number_of, torn
 
-    options = session.lake.storage_options
-    whole = published_parts(session.table_uri("_exports"), options)
-    deleting = published_parts(session.table_uri(DELETES), options)
-    grouped = published_parts(session.table_uri(MEMBERS), options)
     numbers = {
         export_id: attempt
-        for export_id, (attempt, _) in whole.items()
-        if any(export_id in each for each in (parts, deleting, grouped)) or _infers(session, export_id)
+        for export_id, (attempt, _) in exports.whole.items()
+        if any(export_id in each for each in (parts, exports.deleting, exports.grouped))
+        or exports.infers(export_id)
     }
     over = []
-    for export_id in {*session.ledger.export_ids(), *whole}:
+    for export_id in {*exports.session.ledger.export_ids(), *exports.whole}:
         there, wanted = number_of(current, export_id), numbers.get(export_id, NEVER)
         if there not in (NEVER, wanted):
             anew = anew or (f"{export_id} was {'taken back' if wanted == NEVER else 'ingested again'}")
-            over += [export_id] if wanted == NEVER else []
+        elif torn(current, buried, export_id):
+            anew = anew or f"its merge of {export_id} was not finished"
+        else:
+            continue
+        over += [export_id] if wanted == NEVER else []
     pending = [each for each in numbers if anew or number_of(current, each) == NEVER]
     return _Due(numbers, tuple(sorted(pending)), tuple(sorted(over)), anew)
-
-
-def _infers(session: Session, export_id: str) -> bool:
-    """Whether what the export lacks counts as gone, so that it counts although it has no rows."""
-    if not session.source.export.infer_deletes:
-        return False
-    facts = session.ledger.read(export_id)
-    return facts.receipt is not None and not facts.receipt.incomplete and is_full(facts)
 
 
 def _parts(session: Session, resource_type: str) -> dict[str, tuple[int, tuple[StagedPart, ...]]]:
@@ -185,7 +175,7 @@ def _schema(session: Session, resource_type: str) -> pa.Schema:
 
 
 def _share(
-    session: Session,
+    exports: Exports,
     resource_type: str,
     export_id: str,
     due: _Due,
@@ -193,64 +183,24 @@ def _share(
 ) -> Share:
     from pipeline.tables.current.merging import Share
 
-    folder = session.table(table_name(resource_type))
+    folder = exports.session.table(table_name(resource_type))
     _, own = parts.get(export_id, (0, ()))
     named = [
         (identifier, None if at is None else _micros(at), exact)
-        for identifier, at, exact in read_deletes(session, export_id, resource_type)
+        for identifier, at, exact in exports.deletes(export_id, resource_type)
     ]
     return Share(
         export_id=export_id,
         number=due.numbers[export_id],
-        moment=_micros(_transaction_moment(session, export_id)),
+        moment=_micros(exports.moment(export_id)),
         parts=tuple(sorted(f"{folder}/{part.path}" for part in own)),
         deletions=tuple((each, at) for each, at, exact in named if exact or at is None),
         deletions_until=tuple((each, at) for each, at, exact in named if at is not None and not exact),
-        replaces_all=_infers(session, export_id) and _asked_for(session, export_id, resource_type),
-        renewed=_renewed(session, export_id),
-        left=_left(session, export_id),
+        replaces_all=exports.infers(export_id) and exports.asked_for(export_id, resource_type),
+        renewed=exports.renewed(export_id),
+        left=exports.left(export_id),
         of_patients=resource_type == "Patient",
     )
-
-
-def _renewed(session: Session, export_id: str) -> frozenset[str]:
-    """New members of the group whose data the export has in full: what was deleted while they were away,
-    nobody names."""
-    facts = session.ledger.read(export_id)
-    intent, receipt = facts.asked, facts.receipt
-    if intent is None or receipt is None or receipt.watermark is None or intent.parameters.get("since"):
-        return frozenset()
-    members = read_members(session, export_id) or ()
-    those = {JOINED} if intent.patients is None else {JOINED, STAYED}
-    return frozenset(member.patient for member, state in members if state in those)
-
-
-def _left(session: Session, export_id: str) -> frozenset[str]:
-    """Patients who had left the group, where their data is to be hidden then."""
-    if session.source.on_leave == "keep":
-        return frozenset()
-    members = read_members(session, export_id) or ()
-    return frozenset(member.patient for member, state in members if state == LEFT)
-
-
-def _asked_for(session: Session, export_id: str, resource_type: str) -> bool:
-    """Whether an export without any resource of the type says that there is none."""
-    facts = session.ledger.read(export_id)
-    request = facts.request
-    intent = next((each for each in facts.intents if request and each.number == request.intent), None)
-    types = intent.parameters.get("types") if intent else None
-    receipt = facts.receipt
-    listed = receipt is not None and table_name(resource_type) in receipt.tables
-    return resource_type in types if types else listed
-
-
-def _transaction_moment(session: Session, export_id: str) -> datetime:
-    """The `transactionTime`; of a server that sends none that is a moment, when the export run began."""
-    from pipeline.bulkdata.manifest import instant_of
-
-    facts = session.ledger.read(export_id)
-    instant = instant_of(facts.manifest.transaction_time) if facts.manifest else None
-    return datetime.fromisoformat(instant) if instant else moment_of(export_id)
 
 
 def _micros(moment: datetime) -> int:
@@ -264,27 +214,27 @@ def _micros(moment: datetime) -> int:
 def write_as_of(session: Session, export_id: str, resource_types: Iterable[str], out: Path) -> dict[str, int]:
     """What was true as of an export, into `<out>/<type>/*.parquet`; type -> rows.
 
-    From the partitions of that export, of the supplement that completes it, and of all that were before by
-    transactionTime; later ones and the
-    current tables are not looked at. Raises `ConfigError` when the export is not published or a folder is
-    not empty, `LakeError`, `VerificationFailed`.
+    From the partitions of that export, of the supplements that complete it, and of all that were before it by
+    transactionTime; others and the current tables are not looked at. Raises `ConfigError` when the export is
+    not published or a folder is not empty, `LakeError`, `VerificationFailed`.
     """
     from pipeline.tables.current.merging import choose
 
-    whole = _due_all(session)
+    exports = Exports(session)
+    whole = {each: number for each, (number, _) in exports.whole.items()}
     if export_id not in whole:
         raise ConfigError(
             f"{session.source.name}/{export_id} is not published",
             f"`fhir-export exports {session.source.name}` lists those that are",
         )
-    family = [export_id, *(each.export_id for each in supplements(session, session.ledger.read(export_id)))]
-    last = max((_transaction_moment(session, each), each) for each in family if each in whole)
-    before = [each for each in whole if (_transaction_moment(session, each), each) <= last]
+    family = {each.export_id for each in supplements(session, exports.facts(export_id))}
+    last = (exports.moment(export_id), export_id)
+    before = [each for each in whole if (exports.moment(each), each) <= last or each in family]
     rows = {}
     for resource_type in resource_types:
         parts = _parts(session, resource_type)
         due = _Due({each: whole[each] for each in before}, tuple(before), (), "as of")
-        shares = [_share(session, resource_type, each, due, parts) for each in before]
+        shares = [_share(exports, resource_type, each, due, parts) for each in before]
         folder = out / table_name(resource_type)
         if folder.exists() and any(folder.iterdir()):
             raise ConfigError(f"{folder} is not empty", "Name a new folder: --out")
@@ -293,10 +243,3 @@ def write_as_of(session: Session, export_id: str, resource_types: Iterable[str],
         rows[resource_type] = choose(session.lake, shares, schema, folder)
         session.log(f"{table_name(resource_type)}: {rows[resource_type]} rows as of {export_id}")
     return rows
-
-
-def _due_all(session: Session) -> dict[str, int]:
-    from pipeline.tables.delta import published_parts
-
-    listed = published_parts(session.table_uri("_exports"), session.lake.storage_options)
-    return {export_id: attempt for export_id, (attempt, _) in listed.items()}

@@ -7,7 +7,7 @@ may be dropped.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import pyarrow as pa
+
+    from pipeline.tables.delta import StagedPart
 
 DELETES = "_deletes"
 _ROWS = 50_000
@@ -101,15 +103,13 @@ def _rows(session: Session, transaction_time: str, landed: Sequence[LandedBatch]
 
 
 def read_deletes(
-    session: Session, export_id: str, resource_type: str
+    session: Session, parts: Iterable[StagedPart], resource_type: str
 ) -> list[tuple[str, datetime | None, bool]]:
-    """(id, when, exact) of each resource of that type that the export named as deleted."""
+    """(id, when, exact) of each resource of that type that an export named as deleted, by its parts."""
     import pyarrow.parquet as pq
 
-    from pipeline.tables.delta import live_parts
-
     found: list[tuple[str, datetime | None, bool]] = []
-    for part in live_parts(session.table_uri(DELETES), export_id, session.lake.storage_options):
+    for part in parts:
         with session.lake.open(f"{session.table(DELETES)}/{part.path}") as file:
             table = pq.read_table(
                 file,

@@ -36,7 +36,13 @@ def held_columns(file: BinaryIO) -> list[list[str]]:
         raise LakeError("A Parquet part is cut or is none", "Ingest that export again from its raw files")
     file.seek(size - _TAIL - length)
     footer = thrift.decode(file.read(length), _COLUMNS)
-    return [_needed([column[3][1] for column in group[1][1]]) for group in footer[4][1]]
+    try:
+        return [_needed([column[3][1] for column in group[1][1]]) for group in footer[4][1]]
+    except (KeyError, TypeError):
+        raise LakeError(
+            "The footer of a Parquet part lacks what it must have",
+            "Ingest that export again from its raw files",
+        ) from None
 
 
 def _needed(columns: list[Fields]) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
@@ -184,19 +184,13 @@ FILES = ("0001.ndjson", "0002.ndjson", "0010.ndjson")
 
 def versions() -> st.SearchStrategy[Version]:
     """Any version that a line can hold, however its members contradict those of others."""
-    some = st.builds(
+    return st.builds(
         Version,
         gone=st.sampled_from(["", "", "", SOFT_DELETED]),
         instant=st.none() | st.sampled_from(INSTANTS),
         version=st.none() | st.sampled_from(VERSIONS),
         whole=st.sampled_from([True, True, False]),
     )
-    return some.map(settled)
-
-
-def settled(what: Version) -> Version:
-    """Without the one case whose rule has a test of its own: gone at no instant, and numbered."""
-    return replace(what, version=None) if what.gone and what.instant is None else what
 
 
 def served(instants: bool, numbers: bool) -> st.SearchStrategy[Version]:

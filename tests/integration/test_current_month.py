@@ -57,7 +57,7 @@ def test_a_month_of_nights_ends_each_night_with_the_servers_true_state(  # noqa:
     inferred, and all but the first are incremental. Each earlier night stays known."""
     with open_site(
         tmp_path,
-        patients=11,
+        patients=9,
         export={"group": GROUP, "since": "auto", "types": TYPES},
         source={"current": True, "on_leave": "hide"},
         export_seconds=0.01,
@@ -92,8 +92,9 @@ def test_a_month_of_nights_ends_each_night_with_the_servers_true_state(  # noqa:
             told[night] = update(site)
             assert current_state(site, types) == true_state(site, night, types, GROUP), f"night {night}"
             if night == LATE + 1:
+                site.sandbox.control(night=LATE)
                 assert skipped[LATE].to_the_end().receipt is not None
-                run_supplement(site, night, skipped[LATE])
+                run_supplement(site, LATE, skipped[LATE])
                 late = update(site)
                 assert "earlier than what was in it" in late["Patient"].anew
                 assert current_state(site, types) == true_state(site, night, types, GROUP)

@@ -138,11 +138,7 @@ EVERY = [
 
 def test_of_any_two_versions_the_one_that_the_rules_say_stands() -> None:
     """All pairs at once. Protocol fact 16 (SUBSETTED) and fact 32 (versionId, lastUpdated)."""
-    pairs = [
-        (later, standing)
-        for later, standing in itertools.product(EVERY, EVERY)
-        if later == oracle.settled(later) and standing == oracle.settled(standing)
-    ]
+    pairs = list(itertools.product(EVERY, EVERY))
     found = beats(columns([later for later, _ in pairs]), columns([standing for _, standing in pairs]))
     wrong = [
         pair for pair, wins in zip(pairs, found.tolist(), strict=True) if wins is not oracle.replaces(*pair)
@@ -185,6 +181,11 @@ EXAMPLES: dict[str, tuple[Version, Version, bool]] = {
     "who said it first is kept": (GONE, GONE, False),
     "when it went is learnt": (Version(oracle.DELETED, FIRST), GONE, True),
     "there again": (Version(instant=FIRST), GONE, True),
+    "a number, gone at no instant": (
+        Version(oracle.SOFT_DELETED, version="2"),
+        Version(oracle.SOFT_DELETED, version="1"),
+        True,
+    ),
 }
 
 
@@ -194,18 +195,11 @@ def test_each_rule_by_an_example(later: Version, standing: Version, wins: bool) 
     assert beats(columns([later]), columns([standing])).tolist() == [wins]
 
 
-def test_the_greater_number_stands_among_what_went_at_no_instant() -> None:
-    """Versions count before the exception that a gone one without instant replaces no gone one."""
-    later, standing = (Version(oracle.SOFT_DELETED, version=version) for version in ("2", "1"))
-    assert oracle.replaces(later, standing)
-    assert beats(columns([later]), columns([standing])).tolist() == [True]
-
-
 # --- histories ---------------------------------------------------------------------------------------
 
 
 @given(oracle.histories())
-@settings(max_examples=600)
+@settings(max_examples=200)
 def test_any_history_ends_as_the_oracle_says(history: list[Export]) -> None:
     """Protocol facts 16, 31 and 32: deletions, repeated and SUBSETTED resources, in any number of exports."""
     found = Columns(history)
@@ -214,7 +208,7 @@ def test_any_history_ends_as_the_oracle_says(history: list[Export]) -> None:
 
 
 @given(oracle.histories(), st.integers(0, 5))
-@settings(max_examples=300)
+@settings(max_examples=100)
 def test_a_table_and_later_exports_end_as_all_exports_together(history: list[Export], cut: int) -> None:
     """Only what stands is carried over, tombstones behind what is alive."""
     ordered = oracle.ordered(history)
@@ -232,7 +226,7 @@ def test_a_table_and_later_exports_end_as_all_exports_together(history: list[Exp
 
 
 @given(oracle.orderly_histories())
-@settings(max_examples=300)
+@settings(max_examples=100)
 def test_an_export_that_is_folded_again_changes_nothing(history: list[Export]) -> None:
     """The latest one, of a server that does not contradict itself."""
     found = Columns(history)
@@ -242,35 +236,8 @@ def test_an_export_that_is_folded_again_changes_nothing(history: list[Export]) -
     assert found.standing == once
 
 
-@given(oracle.orderly_histories(), st.integers(1, 4))
-@settings(max_examples=300)
-def test_tombstones_that_came_without_the_table_change_nothing_in_the_end(
-    history: list[Export], pending: int
-) -> None:
-    """Killed between the two commits: the tombstones are new, what is alive is still the old, then again.
-
-    Of a server that does not contradict itself: when several exports are pending, the same ids and lines
-    are alive; when one is, tombstones say the same too.
-    """
-    ordered = oracle.ordered(history)
-    pending = min(pending, len(ordered))
-    before, after = oracle.folded(ordered[:-pending]), oracle.folded(history)
-    found = Columns(history)
-    found.begin({identifier: one for identifier, one in before.items() if not one.what.gone})
-    found.begin({identifier: one for identifier, one in after.items() if one.what.gone})
-    found.fold(ordered[-pending:])
-    expected = told(after)
-    assert found.standing.keys() == expected.keys()
-    for identifier, (export, instant, how, line) in found.standing.items():
-        assert bool(how) is bool(expected[identifier][2])
-        if not how:
-            assert (export, instant, line) == (*expected[identifier][:2], expected[identifier][3])
-        elif pending == 1:
-            assert (export, instant) == expected[identifier][:2]
-
-
 @given(st.lists(st.tuples(st.sampled_from(oracle.IDS), oracle.versions()), max_size=12))
-@settings(max_examples=200)
+@settings(max_examples=60)
 def test_many_at_once_are_as_one_by_one(items: list[tuple[str, Version]]) -> None:
     """An id as often as it comes, its versions in their order."""
     whats = columns([what for _, what in items])
@@ -318,7 +285,7 @@ def sliced(texts: Sequence[str | None], cut: int) -> pa.StringArray:
 
 
 @given(TEXTS, TEXTS, st.integers(0, 5))
-@settings(max_examples=200)
+@settings(max_examples=60)
 def test_each_id_has_one_code_and_nulls_have_none(
     first: list[str | None], more: list[str | None], cut: int
 ) -> None:
@@ -340,7 +307,7 @@ def test_an_empty_vocabulary_knows_nothing() -> None:
 
 
 @given(TEXTS, st.integers(0, 5), st.integers(1, 5))
-@settings(max_examples=200)
+@settings(max_examples=60)
 def test_each_id_belongs_to_one_share_and_always_to_the_same(
     texts: list[str | None], cut: int, shares: int
 ) -> None:

@@ -103,7 +103,7 @@ def _marked(values: pa.ListArray | None, members: dict[str, str], rows: int) -> 
         return found
     marks = None
     for name, text in members.items():
-        mark = pc.equal(pc.struct_field(inner, name), text).fill_null(value=False)
+        mark = pc.equal(pc.struct_field(inner, name), text).fill_null(fill_value=False)
         marks = mark if marks is None else pc.and_(marks, mark)
     parents = pc.list_parent_indices(values)
     found[np.asarray(parents)[np.asarray(marks)]] = True

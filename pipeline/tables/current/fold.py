@@ -79,14 +79,14 @@ def beats(later: Versions, standing: Versions) -> NDArray[np.bool_]:
     the later line. A deletion competes by its own instant; one without an instant is as late as its export.
     """
     wins = np.ones(len(later), np.bool_)
+    # That something is gone still must not hide when it went.
+    wins[later.gone & (later.updated == UNKNOWN) & standing.gone] = False
     numbered = (later.version >= 0) & (standing.version >= 0) & (later.version != standing.version)
     wins[numbered] = (later.version > standing.version)[numbered]
     timed = (later.updated != UNKNOWN) & (standing.updated != UNKNOWN) & (later.updated != standing.updated)
     wins[timed] = (later.updated > standing.updated)[timed]
     partly = (later.whole != standing.whole) & ~later.gone & ~standing.gone
     wins[partly] = later.whole[partly]
-    # That something is gone still must not hide when it went.
-    wins[later.gone & (later.updated == UNKNOWN) & standing.gone] = False
     return wins
 
 

@@ -1,7 +1,8 @@
 """Exports into a current table: what is decided by `fold` is written with as few chunks as possible.
 
 `<root>/<table>` holds what is alive, `<root>/<table of the deleted>` what is gone; the latter is committed
-first, and what is done twice is done once: killed in between, the next merge ends alike.
+first. Killed in between, the two are `torn`, which their numbers tell: they are to be made anew then, as what
+stood before the tombstones may be gone from both.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pipeline.tables.current.taking import CHUNK_ROWS, ChunkFiles, taken
 from pipeline.tables.current.tombstones import read_tombstones, tombstone_schema, tombstones
 from pipeline.tables.current.vocabulary import UNCODED, Vocabulary, shares_of
 from pipeline.tables.current.whose import read_patients
+from pipeline.tables.delta import Conflict
 from pipeline.tables.parts import open_part
 
 if TYPE_CHECKING:
@@ -31,9 +33,11 @@ if TYPE_CHECKING:
 PASS_IDS = 4_000_000
 """Ids that are decided at a time: about 150 bytes each. More of them take several passes over the columns
 that decide, never more memory."""
+_SAMPLES = 64
+"""Of so many shares of the ids one is counted."""
 SMALL_CHUNKS = 8
 """So many chunks below half the size are let be; then they are joined."""
-_LATEST, _LATEST_ID = "latest", "latest-id"
+_EXPORT, _LATEST, _LATEST_ID = "export:", "latest", "latest-id"
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,14 @@ def digits(export_id: str) -> int:
 
 def number_of(table: ChunkTable, export_id: str) -> int:
     """Which commit of that export the table holds, or `NEVER`."""
-    return table.number(f"export:{export_id}")
+    return table.number(f"{_EXPORT}{export_id}")
+
+
+def torn(current: ChunkTable, deleted: ChunkTable, export_id: str) -> bool:
+    """Whether the tombstones of an export came without its rows: its merge was killed between the commits,
+    or overtaken there."""
+    buried = number_of(deleted, export_id)
+    return buried not in (NEVER, number_of(current, export_id))
 
 
 def latest_of(table: ChunkTable) -> tuple[int, int]:
@@ -127,12 +138,14 @@ def merge(
     `shares` are later than what the tables hold, or with `anew` all that count: the tables are made again
     from nothing then, and readers see the old ones until it is done. `schema` covers the parts; `without`
     are exports that the table may hold and that count no more. Raises `Conflict` when somebody else changes
-    a table meanwhile, LakeError, VerificationFailed.
+    a table meanwhile, or the tables are `torn` and not made anew; LakeError, VerificationFailed.
     """
     ordered = sorted(shares, key=lambda share: share.order)
     options = lake.storage_options
     standing = ChunkTable.covering(lake.table_uri(places.current), schema, options)
     buried = ChunkTable.covering(lake.table_uri(places.deleted), tombstone_schema(), options)
+    if not anew and any(torn(standing, buried, share.export_id) for share in ordered):
+        raise Conflict("tombstones have come without rows")
     work = _Merging(lake, standing, buried, places, ordered, anew=anew)
     work.decide()
     numbers = _numbers(ordered, without)
@@ -155,8 +168,8 @@ def choose(lake: Lake, shares: Sequence[Share], schema: pa.Schema, out: Path) ->
 
 
 def _numbers(shares: Sequence[Share], without: Sequence[str]) -> dict[str, int]:
-    numbers = {f"export:{export_id}": NEVER for export_id in without}
-    numbers |= {f"export:{share.export_id}": share.number for share in shares}
+    numbers = {f"{_EXPORT}{export_id}": NEVER for export_id in without}
+    numbers |= {f"{_EXPORT}{share.export_id}": share.number for share in shares}
     latest = shares[-1].order if shares else (NEVER, NEVER)
     return numbers | {_LATEST: latest[0], _LATEST_ID: latest[1]}
 
@@ -222,11 +235,17 @@ class _Merging:
 
     def decide(self) -> None:
         """Which rows of which parts stand."""
-        rows = [sum(part.rows for part in parts) + share.named for parts, share in self._each()]
-        size = max([sum(chunk.rows for chunk in self.chunks), *rows]) if self._needs_all else max([0, *rows])
-        passes = max(1, -(-size // PASS_IDS))
+        passes = self._passes()
         for share in range(passes):
             self._decide(share, passes)
+
+    def _passes(self) -> int:
+        """So many that none has more than about `PASS_IDS` ids: mostly exports bring the same ids again."""
+        most = sum(part.rows for parts in self.parts for part in parts)
+        most += sum(share.named for share in self.shares)
+        most += sum(chunk.rows for chunk in self.chunks) if self._needs_all else 0
+        ids = most if most <= PASS_IDS else _SAMPLES * len(self._vocabulary(0, _SAMPLES))
+        return max(1, -(-ids // PASS_IDS))
 
     def _each(self) -> Iterator[tuple[list[_Source], Share]]:
         return zip(self.parts, self.shares, strict=True)
@@ -445,7 +464,9 @@ class _Merging:
     def _write_tombstones(self, spool: Path, newest: str, numbers: Mapping[str, int]) -> int:
         fresh: int = sum(table.num_rows for table in self.fresh_graves)
         kept = sum(int(rows.sum()) for rows in self.grave_rows)
-        if not fresh and kept == self.buried.rows:
+        ours = ((name, number) for name, number in numbers.items() if name.startswith(_EXPORT))
+        agree = all(self.buried.number(name) in (NEVER, number) for name, number in ours)
+        if not fresh and kept == self.buried.rows and agree:
             return kept
         with ChunkFiles(spool, tombstone_schema()) as files:
             for path, rows in zip(self.graves, self.grave_rows, strict=True):

@@ -1,0 +1,83 @@
+"""What the current tables ask of the exports, read once for all types and all questions."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from functools import cache
+from typing import TYPE_CHECKING
+
+from pipeline.exports.deletions import DELETES, read_deletes
+from pipeline.exports.identity import moment_of
+from pipeline.exports.members import JOINED, LEFT, MEMBERS, STAYED, Member, read_members
+from pipeline.exports.partial import is_full
+from pipeline.exports.session import Session
+from pipeline.tables.definitions import table_name
+
+if TYPE_CHECKING:
+    from pipeline.tables.delta import StagedPart
+
+Published = dict[str, tuple[int, tuple["StagedPart", ...]]]
+"""Export id -> number of its commit, and its parts."""
+
+
+class Exports:
+    """What is known of the exports, read once for all types and questions of a call."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.facts = cache(session.ledger.read)
+        self.members = cache(self._members)
+        self.whole = self._parts_of("_exports")
+        """Those that are whole: id -> number of the commit, parts."""
+        self.deleting = self._parts_of(DELETES)
+        self.grouped = self._parts_of(MEMBERS)
+
+    def _parts_of(self, table: str) -> Published:
+        from pipeline.tables.delta import published_parts
+
+        return published_parts(self.session.table_uri(table), self.session.lake.storage_options)
+
+    def _members(self, export_id: str) -> list[tuple[Member, str]]:
+        return read_members(self.session, export_id) or [] if export_id in self.grouped else []
+
+    def deletes(self, export_id: str, resource_type: str) -> list[tuple[str, datetime | None, bool]]:
+        """What it named as deleted, as `read_deletes`."""
+        return read_deletes(self.session, self.deleting.get(export_id, (0, ()))[1], resource_type)
+
+    def infers(self, export_id: str) -> bool:
+        """Whether what the export lacks counts as gone, so that it counts although it has no rows."""
+        if not self.session.source.export.infer_deletes:
+            return False
+        facts = self.facts(export_id)
+        return facts.receipt is not None and not facts.receipt.incomplete and is_full(facts)
+
+    def asked_for(self, export_id: str, resource_type: str) -> bool:
+        """Whether an export without any resource of the type says that there is none."""
+        facts = self.facts(export_id)
+        types = facts.asked.parameters.get("types") if facts.asked else None
+        listed = facts.receipt is not None and table_name(resource_type) in facts.receipt.tables
+        return resource_type in types if types else listed
+
+    def renewed(self, export_id: str) -> frozenset[str]:
+        """New members of the group whose data the export has in full: what was deleted while they were away,
+        nobody names."""
+        facts = self.facts(export_id)
+        intent, receipt = facts.asked, facts.receipt
+        if intent is None or receipt is None or receipt.watermark is None or intent.parameters.get("since"):
+            return frozenset()
+        those = {JOINED} if intent.patients is None else {JOINED, STAYED}
+        return frozenset(member.patient for member, state in self.members(export_id) if state in those)
+
+    def left(self, export_id: str) -> frozenset[str]:
+        """Patients who had left the group, where their data is to be hidden then."""
+        if self.session.source.on_leave == "keep":
+            return frozenset()
+        return frozenset(member.patient for member, state in self.members(export_id) if state == LEFT)
+
+    def moment(self, export_id: str) -> datetime:
+        """The `transactionTime`; of a server that sends none that is a moment, when the run began."""
+        from pipeline.bulkdata.manifest import instant_of
+
+        manifest = self.facts(export_id).manifest
+        instant = instant_of(manifest.transaction_time) if manifest else None
+        return datetime.fromisoformat(instant) if instant else moment_of(export_id)
