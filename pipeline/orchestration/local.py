@@ -124,6 +124,8 @@ class _Run:
         """Why flat tables are missing although the export is published."""
         self.current_error: ExportError | None = None
         """Why current tables are not up to date."""
+        self.attachments_error: ExportError | None = None
+        """Why attachments are missing."""
         self.facts_before: Facts | None = None
         self.looks = 0
         self.watch: Watch | None = None
@@ -162,12 +164,18 @@ class _Run:
             self.error = error
         if wait and self.session.ledger.read(self.export_id).receipt:
             self._bring_current()
+            self._fetch_attachments()
         return self._outcome()
 
     def _bring_current(self) -> None:
         """The current tables, in a run of their own, as Dagster's automation would."""
         if self.names.current_job in self.jobs.names:
             _, self.current_error = self.jobs.run(self.names.current_job, None)
+
+    def _fetch_attachments(self) -> None:
+        """Where they are asked for, likewise."""
+        if self.names.attachments_job in self.jobs.names:
+            _, self.attachments_error = self.jobs.run(self.names.attachments_job, None)
 
     def _is_stuck(self) -> bool:
         """Whether trying again at once would not end: somebody has to look first."""
@@ -258,13 +266,15 @@ class _Run:
             reason = f"{reason}; but flat tables are missing"
         if facts.receipt and self.current_error:
             reason = f"{reason}; but current tables are not up to date"
+        if facts.receipt and self.attachments_error:
+            reason = f"{reason}; but attachments are missing"
         return RunOutcome(
             export_id=self.export_id,
             state=state,
             tables={table: each.rows for table, each in counts.items()},
             quarantined=facts.receipt.quarantined if facts.receipt else 0,
             reason=reason,
-            error=(self.flat_error or self.current_error)
+            error=(self.flat_error or self.current_error or self.attachments_error)
             if facts.receipt
             else self.error or _closing_error(state, reason),
         )
