@@ -6,7 +6,7 @@ own process. Nothing waits for it: what cannot be fetched leaves the export publ
 
 # No `from __future__ import annotations`: Dagster reads the type of `context` from the function itself.
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
@@ -14,12 +14,14 @@ from dagster._core.definitions.unresolved_asset_job_definition import Unresolved
 from pipeline.config import Config, Source
 from pipeline.exports.attachments.blobs import FOLDER
 from pipeline.exports.attachments.links import LINKS
-from pipeline.exports.attachments.run import Linked, link_attachments, require_all
 from pipeline.orchestration.known_types import static_types
 from pipeline.orchestration.names import Names, names_of
 from pipeline.orchestration.runs import session_in_step
 from pipeline.tables.definitions import table_name
 from pipeline.unexpected import contained
+
+if TYPE_CHECKING:
+    from pipeline.exports.attachments.run import Linked
 
 _SECONDS = 24 * 3600
 _EVERY_SECONDS = 30
@@ -45,6 +47,8 @@ def build_attachment_assets(config: Config, source: Source) -> list[dg.AssetsDef
     )
     @contained
     def attachments(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
+        from pipeline.exports.attachments.run import link_attachments, require_all
+
         session = session_in_step(config, source, context.op_execution_context)
         found = list(link_attachments(session))
         require_all(found)
@@ -111,7 +115,7 @@ def _deps(source: Source, names: Names) -> list[dg.AssetDep]:
     return [dg.AssetDep(key, partition_mapping=dg.AllPartitionMapping()) for key in keys]
 
 
-def _counts(found: list[Linked]) -> dict[str, Any]:
+def _counts(found: "list[Linked]") -> dict[str, Any]:
     states: dict[str, int] = {}
     for each in found:
         for state, count in each.states.items():

@@ -34,7 +34,7 @@ def linked_contents(site: Site) -> set[str]:
     return {row[0] for row in rows}
 
 
-def test_a_command_fetches_them_after_publishing_and_automation_asks_when_a_table_is_published(
+def test_a_command_fetches_them_behind_the_publish_and_so_does_automation(
     tmp_path: Path,
 ) -> None:
     with open_site(tmp_path, export=EXPORT, source={"attachments": {"types": TYPES}}, patients=6) as site:

