@@ -6,6 +6,8 @@ import base64
 import hashlib
 import json
 import logging
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,10 @@ from attachments_server import EXPORTS, Answer, Asked, Place, document, open_pla
 
 from pipeline.errors import ConfigError, Unreachable
 from pipeline.exports.attachments.run import require_all
+from pipeline.exports.orphans import find_orphans
 from pipeline.exports.repair import withdraw
+from pipeline.exports.retention import clean, remove_orphans
+from pipeline.exports.session import Session
 
 ONE, TWO, THREE = EXPORTS
 PDF = b"%PDF-1.7 a letter of three pages"
@@ -365,3 +370,64 @@ def test_a_later_export_fetches_only_what_is_new_and_a_withdrawn_one_leaves_no_l
             (tmp_path / "lake" / "hosp" / "attachments" / name).unlink()
         place.fetch(ONE)
         assert sha256(b"letter a") in place.blobs
+
+
+def test_what_no_link_names_any_more_goes_with_what_is_cleaned(tmp_path: Path) -> None:
+    """Not before its time, not while a link names it, and not when somebody has begun to link it."""
+    with open_place(tmp_path) as place:
+        for name in ("a", "b"):
+            place.server.binary(name, name.encode())
+        both = [document("stays", url="Binary/a"), document("goes", url="Binary/b")]
+        place.publish(ONE, DocumentReference=both[:1])
+        place.publish(TWO, DocumentReference=both)
+        place.fetch()
+        withdraw(place.session, TWO)
+        stranger = tmp_path / "lake" / "hosp" / "attachments" / "README"
+        stranger.write_text("by hand")
+
+        def later(days: int) -> Session:
+            return replace(place.session, now=lambda: datetime.now(UTC) + timedelta(days=days))
+
+        assert [each.path for each in clean(later(6)).orphans] == []
+        found = find_orphans(later(8), datetime.now(UTC) + timedelta(days=8))
+        assert [each.path for each in found.orphans if each.kind == "attachment"] == [
+            f"hosp/attachments/{sha256(b'b')}"
+        ]
+        place.fetch(ONE)  # another commit: somebody is at work
+        assert [each for each in remove_orphans(place.session, found) if each.kind == "attachment"] == []
+        gone = clean(later(8)).orphans
+        assert [each.path for each in gone if each.kind == "attachment"] == [
+            f"hosp/attachments/{sha256(b'b')}"
+        ]
+        assert {path.name for path in stranger.parent.iterdir() if path.is_file()} == {"README", sha256(b"a")}
+        log = tmp_path / "lake" / "hosp" / "tables" / "_attachments" / "_delta_log"
+        log.rename(tmp_path / "moved")
+        assert [each for each in clean(later(9)).orphans if each.kind == "attachment"] == []
+        assert set(place.blobs) == {"README", sha256(b"a")}
+
+
+def test_a_content_that_is_cleaned_away_while_it_is_linked_is_fetched_again(tmp_path: Path) -> None:
+    with open_place(tmp_path) as place:
+        folder = tmp_path / "lake" / "hosp" / "attachments"
+        place.server.binary("a", b"a")
+
+        def cleaning(asked: Asked) -> Answer:
+            (folder / sha256(b"a")).unlink()
+            return place.server.guarded(asked, Answer(b"last"))
+
+        place.publish(ONE, DocumentReference=[document("d1", url="Binary/a")])
+        place.fetch()
+        place.configure(downloads={"concurrency": 1})
+        place.publish(
+            TWO,
+            DocumentReference=[
+                document("d1", url="Binary/a"),
+                document("d2", version=None, url="Binary/last"),
+            ],
+        )
+        place.server.answers["/fhir/Binary/last"] = lambda asked: (
+            cleaning(asked) if (folder / sha256(b"last")).exists() is False else Answer(b"last")
+        )
+        place.fetch()
+        assert place.states(TWO) == {"d1": "stored", "d2": "stored"}
+        assert set(place.blobs) == {sha256(b"a"), sha256(b"last")}

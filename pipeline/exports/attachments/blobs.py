@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 
@@ -35,6 +36,10 @@ class Blobs:
         """Whether that content lies there whole."""
         with self._lock:
             return self._sizes.get(sha256) == size
+
+    def lacks_any(self, contents: Iterable[str]) -> bool:
+        """Whether one of these is not there."""
+        return any(each not in self._sizes for each in contents)
 
     def put(self, sha256: str, size: int, local: Path) -> None:
         """Keeps the content of a local file that is not changed any more. Raises `LakeError`."""

@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass
 from pipeline.exports.attachments.blobs import FOLDER
 from pipeline.exports.session import Session
 
+FETCHED = "_fetched"
+
 _EVERY = 50
 _SECONDS = 5.0
 
@@ -34,7 +36,7 @@ class Fetched:
     def __init__(self, session: Session, export_id: str) -> None:
         self._session = session
         self._export_id = export_id
-        self._folder = f"{session.source.name}/{FOLDER}/_fetched/{export_id}"
+        self._folder = f"{session.source.name}/{FOLDER}/{FETCHED}/{export_id}"
         self._lock = threading.Lock()
         self._fresh: dict[str, Content] = {}
         self._since = time.monotonic()

@@ -51,6 +51,7 @@ MOST_IN_A_ROW = 10
 """Attachments that fail one after the other: then it is the server, and the rest is not asked for."""
 
 _ROWS = 10_000
+_TIMES = 3
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ class Linked:
     fetched_bytes: int
     version: int
     """Of the table of links."""
+    contents: frozenset[str] = field(default=frozenset(), repr=False)
+    """sha256 of all that is linked."""
 
     @property
     def attachments(self) -> int:
@@ -104,8 +107,14 @@ def link_attachments(session: Session, export_id: str | None = None) -> Iterator
     blobs = Blobs(session)
     with _fetcher(session, wanted) as (policy, fetcher):
         for each in due:
-            linking = _Linking(session, each, wanted, policy, fetcher, blobs)
-            linked = linking.run(numbers[each])
+            linked = _Linking(session, each, wanted, policy, fetcher, blobs).run(numbers[each])
+            blobs = Blobs(session)
+            for _ in range(_TIMES):
+                if not blobs.lacks_any(linked.contents):
+                    break
+                # `clean` has removed what nothing named until now: it is fetched again.
+                linked = _Linking(session, each, wanted, policy, fetcher, blobs).run(numbers[each])
+                blobs = Blobs(session)
             states = ", ".join(f"{count} {state}" for state, count in sorted(linked.states.items()))
             session.log(f"attachments of {each}: {states or 'none'}; {linked.fetched} fetched now")
             yield linked
@@ -185,6 +194,7 @@ class _Linking:
         self.notes = Fetched(session, export_id)
         self.known: dict[str, Content] = {}
         self.states: dict[str, int] = {}
+        self.contents: set[str] = set()
         self.fetched = 0
         self.fetched_bytes = 0
         self.luck = _Luck()
@@ -199,7 +209,8 @@ class _Linking:
             finally:
                 self.notes.write()
         self.notes.forget()
-        return Linked(self.export_id, self.states, self.fetched, self.fetched_bytes, commit.version)
+        contents = frozenset(self.contents)
+        return Linked(self.export_id, self.states, self.fetched, self.fetched_bytes, commit.version, contents)
 
     def _keys(self) -> set[str]:
         found = (
@@ -223,6 +234,7 @@ class _Linking:
         rows: list[dict[str, Any]] = []
         for row in self._rows():
             self.states[row["state"]] = self.states.get(row["state"], 0) + 1
+            self.contents |= {row["sha256"]} if "sha256" in row else set()
             rows.append(row)
             if len(rows) >= _ROWS:
                 yield pa.Table.from_pylist(rows, schema=links_schema())
