@@ -154,14 +154,16 @@ def _spellings(sha1: bytes, sha256: bytes) -> set[str]:
 def fetch_key(declared: Declared, url: str) -> str | None:
     """What two attachments share when the content fetched for one is that of the other; None: cannot be told.
 
-    By the hash, where one is promised: it was verified. Else by the resource's version: what is behind the
-    same URL may be another document when the resource has changed.
+    By the hash, where one is promised: it was verified. Else by URL and version of the resource: what is
+    behind the URL may be another document when the resource has changed. `url` is without its query: in
+    that, the signature is another every night.
     """
     if declared.hash:
         parts = ["hash", "".join(declared.hash.split())]
     elif declared.version and declared.resource_id:
-        parts = ["version", declared.resource_type, declared.resource_id, declared.version, declared.path]
+        parts = ["version", url, declared.resource_type, declared.resource_id]
+        parts += [declared.version, declared.path]
     else:
         return None
-    text = json.dumps([url, declared.size, *parts])
+    text = json.dumps([declared.size, *parts])
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

@@ -7,6 +7,7 @@ partition's Delta transaction tells from which commit of the export it was made.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING
 
 from pipeline.errors import VerificationFailed
@@ -24,6 +25,9 @@ LINKS = "_attachments"
 
 _MAKINGS = 1_000_000
 """A partition's transaction is `number of the export's commit * _MAKINGS + making`."""
+
+_TRIED_AGAIN = 31
+"""The newest exports, whose failures are tried again by themselves."""
 
 
 def links_schema() -> pa.Schema:
@@ -62,12 +66,17 @@ def published_numbers(session: Session) -> dict[str, int]:
 
 def due_exports(session: Session) -> list[str]:
     """Published exports without links, with links of an earlier publish, or with some that failed; the newest
-    first. Raises `LakeError`."""
-    failed = _with_failures(session)
+    first. Of old exports failures are left as they are. Raises `LakeError`."""
+    from pipeline.tables.delta import committed_attempts
+
+    published = sorted(published_numbers(session).items(), reverse=True)
+    failed = _with_failures(session, {export_id for export_id, _ in published[:_TRIED_AGAIN]})
+    names = [export_id for export_id, _ in published]
+    made = committed_attempts(session.table_uri(LINKS), names, session.lake.storage_options)
     return [
         export_id
-        for export_id, number in sorted(published_numbers(session).items(), reverse=True)
-        if export_id in failed or (committed(session, export_id) or 0) // _MAKINGS < number
+        for export_id, number in published
+        if export_id in failed or made.get(export_id, 0) // _MAKINGS < number
     ]
 
 
@@ -78,15 +87,15 @@ def committed(session: Session, export_id: str) -> int | None:
     return committed_attempt(session.table_uri(LINKS), export_id, session.lake.storage_options)
 
 
-def _with_failures(session: Session) -> set[str]:
+def _with_failures(session: Session, among: AbstractSet[str]) -> set[str]:
     import pyarrow.parquet as pq
 
     from pipeline.tables.delta import published_parts
 
     found = set()
     parts = published_parts(session.table_uri(LINKS), session.lake.storage_options)
-    for export_id, (_, files) in parts.items():
-        for part in files:
+    for export_id in among & parts.keys():
+        for part in parts[export_id][1]:
             with session.lake.open(f"{session.table(LINKS)}/{part.path}") as file:
                 states = pq.read_table(file, columns=["state"], partitioning=None).column("state")
             if "failed" in states.unique().to_pylist():

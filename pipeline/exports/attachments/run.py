@@ -224,7 +224,7 @@ class _Linking:
         if not declared.url:
             return None
         try:
-            return fetch_key(declared, self.policy.resolve(declared.url))
+            return fetch_key(declared, without_query(self.policy.resolve(declared.url)) or "")
         except DownloadRefused:
             return None
 
@@ -306,7 +306,7 @@ class _Linking:
         try:
             url = self.policy.resolve(declared.url or "")
             row["url"], row["url_sha256"] = without_query(url), _digest(url)
-            row["fetch_key"] = key = fetch_key(declared, url)
+            row["fetch_key"] = key = fetch_key(declared, row["url"] or "")
             self._require_wanted(declared)
             self.policy.check(url)
         except DownloadRefused as error:
