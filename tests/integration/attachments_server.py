@@ -183,6 +183,8 @@ class Place:
     folder: Path
     server: FhirServer
     other: Host
+    lake: dict[str, Any] = field(default_factory=dict)
+    """Keys of the configuration for a lake elsewhere."""
 
     @property
     def config_path(self) -> Path:
@@ -218,7 +220,9 @@ class Place:
             "attachments": attachments,
             **source,
         }
-        self.config_path.write_text(json.dumps({"lake": str(self.folder / "lake"), "sources": [entry]}))
+        self.config_path.write_text(
+            json.dumps({"lake": str(self.folder / "lake"), **self.lake, "sources": [entry]})
+        )
 
     def publish(self, export_id: str, **resources: list[dict[str, Any]]) -> None:
         """An export of those resources, by the pipeline's own steps."""
@@ -250,11 +254,13 @@ class Place:
 
 
 @contextmanager
-def open_place(folder: Path, attachments: object = True) -> Iterator[Place]:
+def open_place(
+    folder: Path, attachments: object = True, lake: dict[str, Any] | None = None
+) -> Iterator[Place]:
     """Servers and configuration; stopped at the end."""
     server, other = FhirServer(), Host()
     write_private_key(folder / "hosp.pem", generate_key("ES384"))
-    place = Place(folder, server, other)
+    place = Place(folder, server, other, lake or {})
     place.configure(attachments)
     try:
         yield place

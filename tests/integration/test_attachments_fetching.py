@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 from attachments_server import EXPORTS, Answer, Asked, Place, document, open_place, report
+from azure_storage import Azurite
+from lake_on_azurite import lake_url
 
 from pipeline.errors import ConfigError, Unreachable
 from pipeline.exports.attachments.run import require_all
@@ -431,3 +433,35 @@ def test_a_content_that_is_cleaned_away_while_it_is_linked_is_fetched_again(tmp_
         place.fetch()
         assert place.states(TWO) == {"d1": "stored", "d2": "stored"}
         assert set(place.blobs) == {sha256(b"a"), sha256(b"last")}
+
+
+def test_a_lake_in_azure_storage_holds_them_as_a_folder_does(
+    tmp_path: Path, azurite: Azurite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also a content that another run has stored meanwhile."""
+    monkeypatch.setenv("HELD", azurite.connection_string)
+    auth = {"kind": "connection-string", "connection_string": "env:HELD"}
+    with open_place(tmp_path, lake={"lake": lake_url(azurite.new_container()), "lake_auth": auth}) as place:
+        lake = place.session.lake
+        place.server.binary("a", b"letter a")
+
+        def raced(_: Asked) -> Answer:
+            assert lake.put_new(f"hosp/attachments/{sha256(b'raced')}", b"raced")
+            return Answer(b"raced")
+
+        place.server.answers["/fhir/Binary/raced"] = raced
+        documents = [
+            document("a", url="Binary/a"),
+            document("b", url="Binary/raced"),
+            document("c", content=b"in"),
+        ]
+        place.publish(ONE, DocumentReference=documents)
+        (done,) = place.fetch()
+        assert done.states == {"stored": 3}
+        assert place.fetch() == []
+        contents = [b"letter a", b"raced", b"in"]
+        assert lake.sizes("hosp/attachments") == {sha256(each): len(each) for each in contents}
+        assert all(lake.read(f"hosp/attachments/{sha256(each)}") == each for each in contents)
+        place.publish(TWO, DocumentReference=documents[:2])
+        (done,) = place.fetch()
+        assert (done.states, done.fetched) == ({"stored": 2}, 0)
