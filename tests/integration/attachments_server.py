@@ -220,9 +220,8 @@ class Place:
             "attachments": attachments,
             **source,
         }
-        self.config_path.write_text(
-            json.dumps({"lake": str(self.folder / "lake"), **self.lake, "sources": [entry]})
-        )
+        whole = {"lake": str(self.folder / "lake"), **self.lake, "sources": [entry]}
+        self.config_path.write_text(json.dumps(whole))
 
     def publish(self, export_id: str, **resources: list[dict[str, Any]]) -> None:
         """An export of those resources, by the pipeline's own steps."""

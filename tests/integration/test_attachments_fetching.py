@@ -117,7 +117,8 @@ def test_the_token_goes_nowhere_else_and_other_hosts_must_be_named(tmp_path: Pat
         assert linked(place, "password")["url"] == f"{server.base}/fhir/Binary/x"
         assert linked(place, "file")["url"] is None
 
-        place.configure({"allow_hosts": [other.base]})
+        # Also where files of a manifest may take the token there: attachments do not.
+        place.configure({"allow_hosts": [other.base]}, downloads={"allow_hosts": [other.base]})
         (done,) = place.fetch(ONE)
         assert {name for name, state in place.states(ONE).items() if state == "stored"} == {
             "foreign",
@@ -154,6 +155,7 @@ def test_too_large_ones_are_not_taken(tmp_path: Path) -> None:
         states = place.states(ONE)
         assert states.pop("just") == "stored"
         assert set(states.values()) == {"too large"}, states
+        assert linked(place, "announced")["reason"].startswith("10001 bytes, "), "not one was read"
         assert server.paths("/fhir/Binary/never") == []
         assert list(place.blobs) == [sha256(b"x" * 10_000)]
 
@@ -450,11 +452,8 @@ def test_a_lake_in_azure_storage_holds_them_as_a_folder_does(
             return Answer(b"raced")
 
         place.server.answers["/fhir/Binary/raced"] = raced
-        documents = [
-            document("a", url="Binary/a"),
-            document("b", url="Binary/raced"),
-            document("c", content=b"in"),
-        ]
+        documents = [document(name, url=f"Binary/{name}") for name in ("a", "raced")]
+        documents.append(document("inline", content=b"in"))
         place.publish(ONE, DocumentReference=documents)
         (done,) = place.fetch()
         assert done.states == {"stored": 3}
