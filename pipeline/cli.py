@@ -661,9 +661,8 @@ def attachments(
 
     config = _options(context).load()
     chosen = config.source(source)
-    export_id = export.rpartition("/")[2] if export else None
     with working("fetching attachments") as tell:
-        found = fetch(config, chosen, export_id, tell)
+        found = fetch(config, chosen, export, tell)
     show(chosen, found, as_json=as_json)
     require_all(found)
 

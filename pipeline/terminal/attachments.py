@@ -6,15 +6,23 @@ from collections.abc import Callable, Sequence
 
 from pipeline.bulkdata.attachment_rules import STATES
 from pipeline.config import Config, Source
+from pipeline.errors import ConfigError
 from pipeline.exports.attachments.run import Linked, link_attachments
 from pipeline.exports.owner import this_process
 from pipeline.exports.session import Session
 from pipeline.terminal.screen import give_json, give_table, number
 
 
-def fetch(config: Config, source: Source, export_id: str | None, say: Callable[[str], None]) -> list[Linked]:
-    """Fetches and links what is missing, or makes the links of one export again. Raises `ExportError`s."""
-    return list(link_attachments(Session(config, source, this_process("attachments"), log=say), export_id))
+def fetch(config: Config, source: Source, export: str | None, say: Callable[[str], None]) -> list[Linked]:
+    """Fetches and links what is missing, or makes the links of one export again (ID or SOURCE/ID).
+
+    Raises `ConfigError` and what `link_attachments` raises.
+    """
+    named, _, export_id = (export or "").rpartition("/")
+    if named not in ("", source.name):
+        raise ConfigError(f"{export} is no export run of {source.name}")
+    session = Session(config, source, this_process("attachments"), log=say)
+    return list(link_attachments(session, export_id or None))
 
 
 def show(source: Source, found: Sequence[Linked], *, as_json: bool) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -39,6 +40,7 @@ class Asked:
 
     path: str
     headers: dict[str, str] = field(repr=False)
+    at: float = field(default_factory=time.monotonic)
 
     @property
     def bearer(self) -> str | None:

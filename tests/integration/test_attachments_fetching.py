@@ -293,6 +293,8 @@ def test_passing_errors_are_tried_again_and_final_ones_are_not(tmp_path: Path) -
             "/fhir/Binary/forbidden": 1,
             "/fhir/Binary/broken": 3,
         }
+        at = [each.at for each in server.asked if each.path == "/fhir/Binary/busy"]
+        assert at[1] - at[0] >= 1.0, "Retry-After"
         with pytest.raises(Unreachable, match="1 attachments could not be fetched"):
             require_all(found)
         broken["status"] = 200
