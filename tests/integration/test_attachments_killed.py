@@ -10,8 +10,12 @@ import threading
 from collections import Counter
 from pathlib import Path
 
+import pytest
 from attachments_server import EXPORTS, Answer, Asked, Place, document, open_place
 from nightly_site import BIN, eventually
+
+from pipeline.errors import ConfigError
+from pipeline.terminal.attachments import fetch
 
 ONE, TWO, _ = EXPORTS
 
@@ -91,12 +95,10 @@ def test_the_command_tells_what_became_of_them_and_exits_by_it(tmp_path: Path) -
         ]
         assert "1 attachments could not be fetched" in problems
         assert "letter" not in said + problems, "ids of resources are no words for a terminal"
-        elsewhere = spawn(place, f"other/{ONE}")
-        _, problems = elsewhere.communicate(timeout=120)
-        assert elsewhere.returncode == 2
-        assert "no export run of hosp" in problems
-        place.configure(False)
-        refused = spawn(place)
-        _, problems = refused.communicate(timeout=120)
-        assert refused.returncode == 2
-        assert "Set attachments: true" in problems
+        for attachments, export, cause in (
+            (True, f"other/{ONE}", "no export run of"),
+            (False, None, "to fetch"),
+        ):
+            place.configure(attachments)
+            with pytest.raises(ConfigError, match=cause):
+                fetch(place.config, place.config.source(None), export, print)

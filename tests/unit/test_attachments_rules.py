@@ -7,7 +7,7 @@ import hashlib
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.bulkdata.attachment_policy import AttachmentPolicy, without_query
@@ -94,6 +94,7 @@ def test_what_is_no_base64_is_told_and_never_breaks(text: str) -> None:
         assert base64.b64encode(found).decode() == "".join(text.split())
 
 
+@settings(max_examples=30)
 @given(
     st.recursive(
         st.none() | st.text() | st.integers(),
