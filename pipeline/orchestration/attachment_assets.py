@@ -21,7 +21,7 @@ from pipeline.tables.definitions import table_name
 from pipeline.unexpected import contained
 
 if TYPE_CHECKING:
-    from pipeline.exports.attachments.run import Linked
+    from pipeline.exports.attachments.linking import Linked
 
 _SECONDS = 24 * 3600
 _EVERY_SECONDS = 30

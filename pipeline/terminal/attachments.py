@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from pipeline.bulkdata.attachment_rules import STATES
 from pipeline.config import Config, Source
 from pipeline.errors import ConfigError
-from pipeline.exports.attachments.run import Linked, link_attachments
+from pipeline.exports.attachments.linking import Linked
+from pipeline.exports.attachments.run import link_attachments
 from pipeline.exports.owner import this_process
 from pipeline.exports.session import Session
 from pipeline.terminal.screen import give_json, give_table, number

@@ -21,7 +21,8 @@ from deltalake import DeltaTable
 
 from pipeline.auth.keys import generate_key, write_private_key
 from pipeline.config import Config, load_config
-from pipeline.exports.attachments.run import Linked, link_attachments
+from pipeline.exports.attachments.linking import Linked
+from pipeline.exports.attachments.run import link_attachments
 from pipeline.exports.attempt import claim_attempt, recorded
 from pipeline.exports.manifests import open_manifest
 from pipeline.exports.owner import this_process
