@@ -641,6 +641,32 @@ def as_of(
         terminal.as_of(config, source, export_id, resource_type or (), out, tell)
 
 
+@app.command()
+def attachments(
+    context: typer.Context,
+    source: SourceArgument,
+    export: Annotated[
+        str | None,
+        typer.Argument(metavar="[EXPORT]", help="The ID of one export run; its links are made again."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Fetch what is missing of the attachments that published resources name, and link it (_attachments).
+
+    `run --wait` and Dagster do it after each export, where the configuration has attachments.
+    Example: fhir-export attachments hosp_a
+    """
+    from pipeline.exports.attachments.run import require_all
+    from pipeline.terminal.attachments import fetch, show
+
+    config = _options(context).load()
+    chosen = config.source(source)
+    with working("fetching attachments") as tell:
+        found = fetch(config, chosen, export, tell)
+    show(chosen, found, as_json=as_json)
+    require_all(found)
+
+
 # --- files and tables --------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import Field, field_validator, model_validator
 
+from pipeline.config.attachments import Attachments
 from pipeline.config.identity import StorageAuth
 from pipeline.config.model import HttpsUrl, SecretReference, Strict, is_written_plainly
 from pipeline.config.upkeep import checked_cron
@@ -248,6 +249,8 @@ class Source(Strict):
     on_leave: Literal["keep", "hide"] = "keep"
     """What the current tables do with the data of patients who have left the group."""
     current_checks: CurrentChecks = CurrentChecks()
+    attachments: Attachments | None = None
+    """What is fetched of the attachments of published resources; None: nothing."""
     knobs: dict[str, Any] = Field(default_factory=dict)
     """Settings of the profile to be other than its own (docs/systems, the table of profiles)."""
 
@@ -276,6 +279,15 @@ class Source(Strict):
         if parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
             raise ValueError("must be https; plain http is for this machine only")
         return value.rstrip("/")
+
+    @field_validator("attachments", mode="before")
+    @classmethod
+    def _attachments(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            return Attachments() if value else None
+        if value is None or isinstance(value, dict | Attachments):
+            return value
+        raise ValueError("must be true, false, or {types: [...], content_types: [...], megabytes: 50}")
 
     @field_validator("flat", "current", mode="before")
     @classmethod

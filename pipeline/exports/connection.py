@@ -244,13 +244,17 @@ def limits_of(source: Source) -> Limits:
     )
 
 
-def throttle_of(source: Source) -> Throttle:
-    """The pace of this source's downloads, bound together with those of this machine's other processes."""
+def throttle_of(source: Source, longest_hold: float | None = None) -> Throttle:
+    """The pace of this source's downloads, bound together with those of this machine's other processes.
+
+    `longest_hold`: seconds that a `Retry-After` may hold all of them back, if not the usual.
+    """
     from pipeline.bulkdata.slots import MachineSlots, runtime_folder
-    from pipeline.bulkdata.throttle import Throttle
+    from pipeline.bulkdata.throttle import LONGEST_PAUSE, Throttle
 
     most = source.downloads.concurrency
-    return Throttle(most, slots=MachineSlots(runtime_folder(), most, f"{source.name} {source.fhir_url}"))
+    slots = MachineSlots(runtime_folder(), most, f"{source.name} {source.fhir_url}")
+    return Throttle(most, slots=slots, longest_hold=longest_hold or LONGEST_PAUSE)
 
 
 @dataclass(frozen=True)

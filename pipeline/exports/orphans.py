@@ -13,6 +13,8 @@ from datetime import datetime
 from typing import Literal
 
 from pipeline.errors import ExportError
+from pipeline.exports.attachments.links import LINKS
+from pipeline.exports.attachments.unlinked import linked_blobs, links_log
 from pipeline.exports.identity import is_export_id
 from pipeline.exports.ledger import Facts
 from pipeline.exports.owner import Owner
@@ -20,13 +22,14 @@ from pipeline.exports.session import Session
 from pipeline.exports.state import Busy, Closed, Tidy, is_open
 from pipeline.lake.lake import UNFINISHED, Stored
 
-Kind = Literal["raw", "rejected", "part", "quarantine", "unfinished"]
+Kind = Literal["raw", "rejected", "part", "quarantine", "unfinished", "attachment"]
 
 REJECTED = "rejected"
 """Below an export's raw folder: the bytes of files that failed verification."""
 
 _PART = re.compile(r"^tables/(?P<table>[^/]+)/(?P<path>export_id=(?P<export_id>[^/]+)/[^/]+\.parquet)$")
 _OF_EXPORT = re.compile(r"^(?P<kind>raw|quarantine)/(?P<export_id>[^/]+)/(?P<rest>.+)$")
+_BLOB = re.compile(r"^attachments/(?P<sha256>[0-9a-f]{64})$")
 _COMMIT = re.compile(r"^tables/(?P<table>[^/]+)/_delta_log/\d{20}\.json$")
 
 
@@ -50,6 +53,8 @@ class Found:
     left_alone: tuple[str, ...]
     facts: Mapping[str, Facts] = field(default_factory=dict)
     """Of the exports that orphans were written for, as they were when this was found out."""
+    links: tuple[str, ...] = ()
+    """The log of the attachments' links, as it was then."""
 
 
 @dataclass(frozen=True)
@@ -72,11 +77,12 @@ def find_orphans(session: Session, before: datetime) -> Found:
     when the lake cannot be listed.
     """
     listed = session.lake.stored(session.source.name)
+    links = links_log(session)
     search = _Search(session, listed, before)
     orphans = tuple(search.orphans())
     of_orphans = {each.export_id for each in orphans}
     facts = {export_id: kept.facts for export_id, kept in search.kept.items() if export_id in of_orphans}
-    return Found(orphans, tuple(search.left_alone), facts)
+    return Found(orphans, tuple(search.left_alone), facts, links)
 
 
 class _Search:
@@ -88,6 +94,7 @@ class _Search:
         self.left_alone: list[str] = []
         self._untouchable: set[str] = set()
         self._tables: dict[str, set[str] | None] = {}
+        self._blobs: set[str] | None = None
 
     def orphans(self) -> Iterator[Orphan]:
         source = self.session.source.name
@@ -115,7 +122,22 @@ class _Search:
         if found := _OF_EXPORT.match(name):
             kept = self._references(found["export_id"])
             return None if kept is None else self._of_export(kept, name, found)
+        if (found := _BLOB.match(name)) and not self._is_linked(found["sha256"]):
+            return "attachment", None
         return None
+
+    def _is_linked(self, sha256: str) -> bool:
+        """Whether a link names that content, or did of late; also where that cannot be told."""
+        if self._blobs is None:
+            shown = self._shown(LINKS)
+            try:
+                # Without a log everything stays: somebody may have moved it.
+                self._blobs = linked_blobs(self.session, shown) if shown else set()
+            except ExportError as doubt:
+                self.left_alone.append(f"attachments: {doubt.cause}")
+                self._tables[LINKS] = None
+                self._blobs = set()
+        return not self._shown(LINKS) or sha256 in self._blobs
 
     def _of_export(
         self, kept: _References, name: str, found: re.Match[str]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from pipeline.errors import LakeError
+from pipeline.exports.attachments.unlinked import links_log
 from pipeline.exports.clocks import GREATEST
 from pipeline.exports.orphans import Found, Orphan, find_orphans
 from pipeline.exports.session import Session
@@ -97,6 +98,8 @@ def remove_orphans(session: Session, found: Found) -> tuple[Orphan, ...]:
                 still[export_id] = session.ledger.read(export_id) == found.facts[export_id]
             if not still[export_id]:
                 continue
+        if orphan.kind == "attachment" and links_log(session) != found.links:
+            continue  # somebody links attachments at this moment, perhaps to this one
         session.lake.remove(orphan.path)
         gone.append(orphan)
     return tuple(gone)

@@ -5,6 +5,11 @@ from __future__ import annotations
 import dagster as dg
 
 from pipeline.config import Config, Source
+from pipeline.orchestration.attachment_assets import (
+    build_attachment_assets,
+    build_attachment_automation,
+    build_attachment_job,
+)
 from pipeline.orchestration.current_assets import (
     build_current_assets,
     build_current_automation,
@@ -33,12 +38,18 @@ def build_source(
     ingest = [build_manifest_asset(config, source), tables, build_receipt_asset(config, source)]
     flat = build_flat_assets(config, source, tables)
     current = build_current_assets(config, source, tables)
+    attachments = build_attachment_assets(config, source)
     jobs = build_jobs(config, source, request, ingest, flat, executor)
     retention = build_retention_job(config, source)
     return dg.Definitions(
-        assets=[group_spec(source), request, *ingest, *flat, *current],
+        assets=[group_spec(source), request, *ingest, *flat, *current, *attachments],
         asset_checks=build_current_checks(config, source),
-        jobs=[*jobs, *build_current_job(source, current, executor), retention],
+        jobs=[
+            *jobs,
+            *build_current_job(source, current, executor),
+            *build_attachment_job(source, attachments, executor),
+            retention,
+        ],
         schedules=[
             *build_schedules(config, source),
             *build_retention_schedules(config, source, retention),
@@ -47,6 +58,7 @@ def build_source(
             build_sensor(config, source, jobs),
             *filter(None, [build_notices_sensor(config, source)]),
             *build_current_automation(source, current),
+            *build_attachment_automation(source, attachments),
             *(
                 build_flat_sensor(config, source, job)
                 for job in jobs

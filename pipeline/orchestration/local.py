@@ -126,6 +126,8 @@ class _Run:
         """Why flat tables are missing although the export is published."""
         self.current_error: ExportError | None = None
         """Why current tables are not up to date, or what is wrong with them."""
+        self.attachments_error: ExportError | None = None
+        """Why attachments are missing."""
         self.facts_before: Facts | None = None
         self.looks = 0
         self.watch: Watch | None = None
@@ -164,9 +166,20 @@ class _Run:
             outcome = self._with_supplement(outcome)
         if wait and published:
             self._bring_current()
-            if self.current_error and not outcome.error:
-                reason = f"{outcome.reason}; but current tables are not up to date, or not as they should be"
-                outcome = replace(outcome, reason=reason, error=self.current_error)
+            self._fetch_attachments()
+            outcome = self._with_what_follows(outcome)
+        return outcome
+
+    def _with_what_follows(self, outcome: RunOutcome) -> RunOutcome:
+        """Also what is wrong with tables that hold back nothing."""
+        found = [
+            (self.current_error, "current tables are not up to date, or not as they should be"),
+            (self.attachments_error, "attachments are missing"),
+        ]
+        for error, words in found:
+            if error is not None:
+                reason = f"{outcome.reason}; but {words}"
+                outcome = replace(outcome, reason=reason, error=outcome.error or error)
         return outcome
 
     def _go_on(self, wait: bool) -> None:
@@ -190,6 +203,11 @@ class _Run:
         """The current tables, in a run of their own, as Dagster's automation would."""
         if self.names.current_job in self.jobs.names:
             _, self.current_error = self.jobs.run(self.names.current_job, None)
+
+    def _fetch_attachments(self) -> None:
+        """Where they are asked for, likewise."""
+        if self.names.attachments_job in self.jobs.names:
+            _, self.attachments_error = self.jobs.run(self.names.attachments_job, None)
 
     def _is_stuck(self) -> bool:
         """Whether trying again at once would not end: somebody has to look first."""

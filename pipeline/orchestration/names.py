@@ -56,6 +56,14 @@ class Names:
         return f"{self.source}_current_automation"
 
     @property
+    def attachments_job(self) -> str:
+        return f"{self.source}_attachments"
+
+    @property
+    def attachments_sensor(self) -> str:
+        return f"{self.source}_attachments_automation"
+
+    @property
     def tidy_job(self) -> str:
         return f"{self.source}_tidy"
 

@@ -100,6 +100,15 @@ def committed_attempt(uri: str, export_id: str, storage_options: StorageOptions 
     return None if table is None else table.transaction_version(_app_id(export_id))
 
 
+def committed_attempts(
+    uri: str, export_ids: Iterable[str], storage_options: StorageOptions = None
+) -> dict[str, int]:
+    """The same of many exports, from one reading of the log; without those that were never committed."""
+    table = open_table(uri, storage_options)
+    found = {each: table.transaction_version(_app_id(each)) for each in export_ids} if table else {}
+    return {export_id: attempt for export_id, attempt in found.items() if attempt is not None}
+
+
 def published_parts(
     uri: str, storage_options: StorageOptions = None
 ) -> dict[str, tuple[int, tuple[StagedPart, ...]]]:
