@@ -66,15 +66,16 @@ def keep_up(
         files = table.vacuum(retention_hours=hours_of(kept), dry_run=dry_run, full=strays)
         table.update_incremental()
         version = int(table.version())
+        due = version > max(checkpointed, 0)
         if not dry_run:
-            if version > checkpointed:
+            if due:
                 table.create_checkpoint()
             table.cleanup_metadata()
     except CommitFailedError as lost:
         raise Conflict(f"upkeep: {type(lost).__name__}") from None
     except (DeltaError, OSError) as bad:
         raise unwritable(uri, bad) from None
-    return Upkeep(tuple(sorted(missing)), tuple(sorted(files)), version > checkpointed, version)
+    return Upkeep(tuple(sorted(missing)), tuple(sorted(files)), due, version)
 
 
 def hours_of(interval: str) -> int:

@@ -309,3 +309,22 @@ def test_a_mark_of_deletion_counts_also_where_it_is_subsetted(empty: duckdb.Duck
     mark = Version(oracle.SOFT_DELETED, LATE, "2", whole=False)
     load(empty, [of(N1, Line("a", Version("", EARLY, "1"))), of(N2, Line("a", mark))])
     assert standing(empty, N2) == {}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_text_for_spark_says_the_same(empty: duckdb.DuckDBPyConnection, seed: int) -> None:
+    """As far as DuckDB can tell: three words of Spark's are put in its own."""
+    exports, infers = history(seed)
+    load(empty, exports)
+    (text,) = blocks("sql spark")
+    for spark, ours in (
+        ("AS TIMESTAMP)", "AS TIMESTAMPTZ)"),
+        ("`", '"'),
+        ("exists(e.tables, t -> t.table_name = 'patient')", "len([t FOR t IN e.tables IF t.rows >= 0]) = 1"),
+        ("'20260103T020000Z' AS night, false", f"'{exports[0].id}' AS night, {infers}"),
+    ):
+        assert spark in text
+        text = text.replace(spark, ours)
+    empty.execute(text)
+    view = empty.execute("SELECT id, export_id, _source_file, _source_line FROM patient_as_of").fetchall()
+    assert {row[0]: row[1:] for row in view} == standing(empty, exports[0].id, infers=infers)
