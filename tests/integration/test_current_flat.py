@@ -4,12 +4,15 @@ made anew; what fails there harms nothing else."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import duckdb
+import pyarrow.parquet as pq
 import pytest
 from current_oracle import MORNING
 from deltalake import DeltaTable
@@ -21,10 +24,11 @@ from pipeline import cli
 from pipeline.exports.current_flat import current_flat_names
 from pipeline.exports.flattening import flat_names, make_flat
 from pipeline.orchestration.factory import build_source
+from pipeline.tables.current import flat as flat_of_current
 from pipeline.tables.current.chunks import NEVER, ChunkTable
 from pipeline.tables.current.flat import Flattened, flatten_current
 from pipeline.tables.current.merging import Share
-from pipeline.tables.flat import flat_tables
+from pipeline.tables.flat import flat_tables, flatten
 
 N1, N2, N3 = (f"2026010{day}T020000Z" for day in range(1, 4))
 PLACES = {"claim_flat": "current/claim_flat_current", "claim_item_flat": "current/claim_item_flat_current"}
@@ -61,7 +65,21 @@ def rows(tables: Tables, name: str, columns: str) -> list[tuple[Any, ...]]:
     return duckdb.sql(f"SELECT {columns} FROM read_parquet({found}) ORDER BY ALL").fetchall()
 
 
-def test_only_chunks_that_changed_are_flattened_again(tmp_path: Path) -> None:
+@contextmanager
+def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """How many resources go through the flattening, call by call."""
+    found: list[int] = []
+
+    def counting(resource_type: str, parts: Sequence[Path], *more: Any, **options: Any) -> Any:
+        found.append(sum(pq.read_metadata(part).num_rows for part in parts))
+        return flatten(resource_type, parts, *more, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(flat_of_current, "flatten", counting)
+        yield found
+
+
+def test_only_what_changed_is_flattened_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tables = Tables(tmp_path, "Claim")
     claims = {each: 0 if each < 10 else each % 3 for each in range(20)}
     tables.merge([share(tables, N1, claims)], chunk_rows=10)
@@ -70,9 +88,11 @@ def test_only_chunks_that_changed_are_flattened_again(tmp_path: Path) -> None:
     before = {name: files(tables, name) for name in PLACES}
     assert all(each.version is None for each in flattened(tables, N1).values()), "nothing is left to do"
 
-    merged = tables.merge([share(tables, N2, {15: 5, 50: 1})], chunk_rows=10)
+    merged = tables.merge([share(tables, N2, {15: 5})], chunk_rows=10)
     assert merged.chunks_out == 1
-    second = flattened(tables, N1, N2)
+    with counted(monkeypatch) as resources:
+        second = flattened(tables, N1, N2)
+    assert resources == [1], "the others of that chunk are copied"
     current = ChunkTable.at(tables.lake.table_uri(tables.places().current))
     for name, place in PLACES.items():
         assert (second[name].chunks_out, second[name].chunks_in) == (merged.chunks_out, merged.chunks_in)
@@ -81,10 +101,21 @@ def test_only_chunks_that_changed_are_flattened_again(tmp_path: Path) -> None:
         assert len({*before[name].values()} & {*after.values()}) == 1, "the others are the same files"
         table = ChunkTable.at(tables.lake.table_uri(place))
         assert [table.number(f"export:{each}") for each in (N1, N2, N3)] == [1, 1, NEVER]
-    claims |= {15: 5, 50: 1}
+    claims |= {15: 5}
     assert rows(tables, "claim_flat", "id, meta_version_id") == [
-        (f"c{each:02}", "2" if each in (15, 50) else "1") for each in sorted(claims)
+        (f"c{each:02}", "2" if each == 15 else "1") for each in sorted(claims)
     ]
+    assert rows(tables, "claim_item_flat", "claim_id, sequence") == [
+        (f"c{each:02}", item) for each in sorted(claims) for item in range(1, claims[each] + 1)
+    ]
+    # The same lines with other content: the export was ingested again.
+    again = {each: 2 for each in claims if each != 15}
+    new = [share(tables, N1, again), share(tables, N2, {15: 5})]
+    tables.merge([replace(new[0], number=2), new[1]], anew=True, chunk_rows=30)
+    with counted(monkeypatch) as resources:
+        flattened(tables, N1, N2)
+    assert resources == [len(again)], "only of the other export anything is taken over"
+    claims |= again
     assert rows(tables, "claim_item_flat", "claim_id, sequence") == [
         (f"c{each:02}", item) for each in sorted(claims) for item in range(1, claims[each] + 1)
     ]
@@ -217,3 +248,16 @@ def test_they_are_assets_of_the_types_that_are_flat_and_current(site: Site) -> N
     assert names(flat=("Patient",)) == {"patient_flat_current"}
     assert names(current=("Organization",)) == {"organization_flat_current"}
     assert names(flat=False) == names(current=False) == set()
+
+
+def test_automation_asks_for_them_together_with_what_they_are_made_from(site: Site) -> None:
+    definitions = build_source(site.config, site.source)
+    with dg.DagsterInstance.ephemeral() as instance:
+        before = dg.evaluate_automation_conditions(definitions, instance)
+        instance.add_dynamic_partitions("hosp_exports", [N1])
+        published = dg.AssetMaterialization(dg.AssetKey(["hosp", "patient"]), partition=N1)
+        instance.report_runless_asset_event(published)
+        after = dg.evaluate_automation_conditions(definitions, instance, cursor=before.cursor)
+        asked = {key.path[-1] for key in definitions.resolve_asset_graph().get_all_asset_keys()}
+        asked = {each for each in asked if after.get_num_requested(dg.AssetKey(["hosp", each]))}
+        assert asked == {"patient_current", "patient_flat_current"}

@@ -1,7 +1,8 @@
 """The flat form of a current table: a Delta table of chunks, one beside each chunk of the current table.
 
-A chunk never changes, so its flat form is made once. What a merge has rewritten is flattened, what it took
-out goes, all in one commit; the numbers beside the exports are copied, so that one sees which are in it.
+A chunk never changes, so its flat form is made once. Of what a merge has rewritten only new rows are
+flattened, the others are copied from the chunks that go, all in one commit; the numbers beside the exports
+are copied too, so that one sees which are in it.
 """
 
 from __future__ import annotations
@@ -11,15 +12,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from pipeline.lake.lake import Lake
 from pipeline.lake.spool import discard
 from pipeline.tables import schema as schemas
-from pipeline.tables.current.chunks import Chunk, ChunkTable, chunk_path
+from pipeline.tables.current.chunks import NEVER, Chunk, ChunkTable, chunk_path
+from pipeline.tables.current.flat_reuse import GROUP, Known, known_rows, paths_of, rows_of, written
+from pipeline.tables.current.taking import taken
 from pipeline.tables.flat import FlatTable, flat_tables, flatten
-from pipeline.tables.parts import LocalPart, PartWriter
+from pipeline.tables.parts import LocalPart
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from numpy.typing import NDArray
 
 _COLUMNS = "columns"
 """The number that tells with which columns the table was made."""
@@ -52,6 +58,7 @@ class _Due:
     over: tuple[Chunk, ...]
     """Its own."""
     numbers: Mapping[str, int]
+    anew: bool
 
     @property
     def is_nothing(self) -> bool:
@@ -79,20 +86,42 @@ def flatten_current(
     if deep.version is None:
         return []
     copied = {name: deep.number(name) for name in names}
-    known = {flat.name: flat for flat in flat_tables(resource_type)}
-    dues = [_due(lake, deep, known[name], place, copied, anew=anew) for name, place in places.items()]
-    wanted = {chunk.name: chunk for due in dues for chunk in due.missing}
+    flats = {flat.name: flat for flat in flat_tables(resource_type)}
+    dues = [_due(lake, deep, flats[name], place, copied, anew=anew) for name, place in places.items()]
     added: dict[str, list[Chunk]] = {due.flat.name: [] for due in dues}
+    wanted = list({chunk.name: chunk for due in dues for chunk in due.missing}.values())
+    exports = _unchanged(dues, copied)
     with lake.spool() as spool:
-        for chunk in wanted.values():
-            asking = [due for due in dues if chunk in due.missing]
-            source = f"{current}/{chunk.path}"
-            for due, made in _flattened(lake, source, resource_type, asking, spool, memory_mb):
-                path = chunk_path(chunk.name)
-                lake.put_file(made.path, f"{due.place}/{path}")
-                discard(made.path)
-                added[due.flat.name].append(Chunk(chunk.name, path, made.rows, made.bytes))
+        for begin in range(0, len(wanted), GROUP):
+            group = wanted[begin : begin + GROUP]
+            sources = paths_of(current, group)
+            over = {due.flat.name: paths_of(due.place, due.over) for due in dues}
+            nothing: list[Known | None] = [None] * len(group)
+            knowns = known_rows(lake, sources, over, exports) if exports else nothing
+            for chunk, source, known in zip(group, sources, knowns, strict=True):
+                asking = [due for due in dues if chunk in due.missing]
+                for due, made in _flattened(lake, source, known, resource_type, asking, spool, memory_mb):
+                    path = chunk_path(chunk.name)
+                    lake.put_file(made.path, f"{due.place}/{path}")
+                    discard(made.path)
+                    added[due.flat.name].append(Chunk(chunk.name, path, made.rows, made.bytes))
     return [_commit(lake, due, added[due.flat.name]) for due in dues]
+
+
+def _unchanged(dues: Sequence[_Due], copied: Mapping[str, int]) -> set[str]:
+    """The exports of which flat rows that are there may be taken over.
+
+    None where a table is made anew, or where one is behind the others; none that was ingested again since.
+    """
+    if any(
+        due.anew or {each.name for each in due.over} != {each.name for each in dues[0].over} for due in dues
+    ):
+        return set()
+    return {
+        name.removeprefix("export:")
+        for name, number in copied.items()
+        if number != NEVER and all(due.table.number(name) == number for due in dues)
+    }
 
 
 def _due(
@@ -120,32 +149,56 @@ def _compared(
         missing=tuple(chunk for chunk in deep.chunks if anew or chunk.name not in there),
         over=tuple(chunk for chunk in table.chunks if anew or chunk.name not in wanted),
         numbers={name: number for name, number in numbers.items() if table.number(name) != number},
+        anew=anew,
     )
 
 
 def _flattened(
-    lake: Lake, path: str, resource_type: str, dues: Sequence[_Due], spool: Path, memory_mb: int
+    lake: Lake,
+    path: str,
+    known: Known | None,
+    resource_type: str,
+    dues: Sequence[_Due],
+    spool: Path,
+    memory_mb: int,
 ) -> Iterator[tuple[_Due, LocalPart]]:
     """One file for each flat table; one without rows where the chunk has none of its rows."""
     with lake.local_copy(path) as local:
-        written = flatten(
+        fresh = local
+        if known is not None and known.rows.any():
+            fresh = rows_of(local, ~known.rows, spool / "fresh.parquet").path
+        made = flatten(
             resource_type,
-            [local],
+            [fresh],
             spool,
             max_part_rows=_WHOLE,
             max_part_bytes=_WHOLE,
             memory_limit=f"{memory_mb}MB",
         )
+    if fresh != local:
+        discard(fresh)
     for due in dues:
-        parts = written.pop(due.flat.name) or [_empty(spool / "empty.parquet", due.flat.schema)]
-        yield due, parts[0]
-    for part in (part for parts in written.values() for part in parts):
+        parts = made.pop(due.flat.name)
+        copies = known.copies[due.flat.name] if known else []
+        if len(parts) == 1 and not copies:
+            yield due, parts[0]
+            continue
+        whole = written(spool / "whole.parquet", due.flat.schema, _together(lake, copies, parts))
+        for part in parts:
+            discard(part.path)
+        yield due, whole
+    for part in (part for parts in made.values() for part in parts):
         discard(part.path)  # of a flat table that has this chunk already
 
 
-def _empty(path: Path, schema: pa.Schema) -> LocalPart:
-    with PartWriter(path, schema) as writer:
-        return writer.close()
+def _together(
+    lake: Lake, copies: Sequence[tuple[str, NDArray[np.bool_]]], parts: Sequence[LocalPart]
+) -> Iterator[pa.Table]:
+    for path, rows in copies:
+        with lake.local_copy(path) as local:
+            yield from taken(local, rows)
+    for part in parts:
+        yield from taken(part.path, np.ones(part.rows, np.bool_))
 
 
 def _commit(lake: Lake, due: _Due, added: Sequence[Chunk]) -> Flattened:
