@@ -497,6 +497,28 @@ def clean(
 
 
 @app.command()
+def maintain(
+    context: typer.Context,
+    source: OptionalSource = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only tell what would be done to each table.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Keep the Delta tables small: old files and old logs go, by the tables' own retention. Exits with 7 when
+    a table could not be done. Dagster's schedule does it, too.
+
+    Example: fhir-export maintain hosp_a --dry-run
+    """
+    from pipeline.terminal.maintain import maintain_source, show_maintained
+
+    config = _options(context).load()
+    with working("maintaining") as tell:
+        found = [maintain_source(config, each, tell, dry_run=dry_run) for each in _chosen(config, source)]
+    show_maintained(found, as_json=as_json)
+
+
+@app.command()
 def doctor(
     context: typer.Context,
     source: OptionalSource = None,
@@ -627,6 +649,9 @@ def as_of(
     resource_type: Annotated[
         list[str] | None, typer.Option("--type", metavar="TYPE", help="These resource types only.")
     ] = None,
+    flat: Annotated[
+        bool, typer.Option("--flat", help="The flat form as well: DIR/patient_flat, ...")
+    ] = False,
 ) -> None:
     """Write what was true as of an export run, from it and those before it.
 
@@ -638,7 +663,7 @@ def as_of(
     config = _options(context).load()
     source, export_id = find_export(config, export)
     with working("reading exports") as tell:
-        terminal.as_of(config, source, export_id, resource_type or (), out, tell)
+        terminal.as_of(config, source, export_id, resource_type or (), out, tell, flat=flat)
 
 
 @app.command()

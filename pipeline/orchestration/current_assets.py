@@ -6,7 +6,7 @@ process. One step folds all types that are asked for, one after the other.
 
 # No `from __future__ import annotations`: Dagster reads the type of `context` from the function itself.
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import dagster as dg
@@ -83,14 +83,17 @@ def current_step(source: Source) -> str:
 
 
 def build_current_job(
-    source: Source, current: list[dg.AssetsDefinition], executor: dg.ExecutorDefinition
+    source: Source,
+    current: list[dg.AssetsDefinition],
+    executor: dg.ExecutorDefinition,
+    after: Sequence[dg.AssetsDefinition] = (),
 ) -> list[UnresolvedAssetJobDefinition]:
-    """The job that the command line runs, and that anyone may start by hand."""
+    """The job that the command line runs, and that anyone may start by hand; `after`: steps behind it."""
     names = names_of(source)
     return [
         dg.define_asset_job(
             names.current_job,
-            selection=[step],
+            selection=[step, *after],
             description="Brings the current tables up to date with all published exports.",
             run_tags={**names.tags, "dagster/max_runtime": str(_SECONDS)},
             executor_def=executor,
@@ -100,14 +103,14 @@ def build_current_job(
 
 
 def build_current_automation(
-    source: Source, current: list[dg.AssetsDefinition]
+    source: Source, current: list[dg.AssetsDefinition], after: Sequence[dg.AssetsDefinition] = ()
 ) -> list[dg.AutomationConditionSensorDefinition]:
     """Looks twice a minute whether a table was published since its current one was made."""
     names = names_of(source)
     return [
         dg.AutomationConditionSensorDefinition(
             names.current_sensor,
-            target=dg.AssetSelection.assets(*step.keys),
+            target=dg.AssetSelection.assets(*(key for each in (step, *after) for key in each.keys)),
             default_status=dg.DefaultSensorStatus.RUNNING,
             minimum_interval_seconds=_EVERY_SECONDS,
             run_tags={**names.tags, "dagster/max_runtime": str(_SECONDS)},

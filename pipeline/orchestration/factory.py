@@ -16,11 +16,13 @@ from pipeline.orchestration.current_assets import (
     build_current_job,
 )
 from pipeline.orchestration.current_checks import build_current_checks
+from pipeline.orchestration.current_flat import build_current_flat
 from pipeline.orchestration.failure_sensor import build_notices_sensor
 from pipeline.orchestration.flat_assets import build_flat_assets
 from pipeline.orchestration.flat_sensor import build_flat_sensor
 from pipeline.orchestration.ingest_assets import build_manifest_asset, build_receipt_asset, build_tables
 from pipeline.orchestration.jobs import build_jobs
+from pipeline.orchestration.maintenance import build_maintenance_job, build_maintenance_schedules
 from pipeline.orchestration.names import names_of
 from pipeline.orchestration.request_asset import build_request_asset, group_spec
 from pipeline.orchestration.retention import build_retention_job, build_retention_schedules
@@ -39,25 +41,29 @@ def build_source(
     flat = build_flat_assets(config, source, tables)
     current = build_current_assets(config, source, tables)
     attachments = build_attachment_assets(config, source)
+    current_flat = build_current_flat(config, source, current)
     jobs = build_jobs(config, source, request, ingest, flat, executor)
     retention = build_retention_job(config, source)
+    maintenance = build_maintenance_job(config, source)
     return dg.Definitions(
-        assets=[group_spec(source), request, *ingest, *flat, *current, *attachments],
+        assets=[group_spec(source), request, *ingest, *flat, *current, *current_flat, *attachments],
         asset_checks=build_current_checks(config, source),
         jobs=[
             *jobs,
-            *build_current_job(source, current, executor),
+            *build_current_job(source, current, executor, current_flat),
             *build_attachment_job(source, attachments, executor),
             retention,
+            maintenance,
         ],
         schedules=[
             *build_schedules(config, source),
             *build_retention_schedules(config, source, retention),
+            *build_maintenance_schedules(config, source, maintenance),
         ],
         sensors=[
             build_sensor(config, source, jobs),
             *filter(None, [build_notices_sensor(config, source)]),
-            *build_current_automation(source, current),
+            *build_current_automation(source, current, current_flat),
             *build_attachment_automation(source, attachments),
             *(
                 build_flat_sensor(config, source, job)

@@ -76,6 +76,14 @@ class Names:
         return f"{self.source}_retention_schedule"
 
     @property
+    def maintenance_job(self) -> str:
+        return f"{self.source}_maintenance"
+
+    @property
+    def maintenance_schedule(self) -> str:
+        return f"{self.source}_maintenance_schedule"
+
+    @property
     def schedule(self) -> str:
         return f"{self.source}_schedule"
 

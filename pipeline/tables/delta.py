@@ -36,6 +36,13 @@ MAX_TRIES = 40
 LONGEST_WAIT = 2.0
 """Seconds between two tries at most."""
 
+KEPT: Mapping[str, str] = {
+    "delta.logRetentionDuration": "interval 30 days",
+    "delta.deletedFileRetentionDuration": "interval 7 days",
+}
+"""Of every table, from its creation. Readers of a version have a week to finish; nobody needs an older one:
+`as-of` reads the exports."""
+
 _STATUS = re.compile(r"non-2xx status code\W+(?:\d+m\W+)*([45]\d\d) [A-Z]")
 _CODE = re.compile(r"<Code>([A-Za-z]{1,64})</Code>")
 
@@ -275,10 +282,9 @@ def create_table(
     schema: pa.Schema,
     storage_options: StorageOptions,
     partition: str = PARTITION_COLUMN,
-    configuration: Mapping[str, str | None] | None = None,
 ) -> None:
-    """An empty table, partitioned by a text column that `schema` does not hold. Raises `Conflict` when
-    somebody else was quicker, LakeError when it cannot be made.
+    """An empty table that keeps log and files as `KEPT` says, partitioned by a text column that `schema` does
+    not hold. Raises `Conflict` when somebody else was quicker, LakeError when it cannot be made.
     """
     import pyarrow as pa
     from deltalake import DeltaTable, Schema
@@ -291,7 +297,7 @@ def create_table(
             Schema.from_arrow(whole),
             mode="error",
             partition_by=[partition],
-            configuration=configuration,
+            configuration=dict(KEPT),
             storage_options=storage_options,
         )
     except (DeltaError, OSError) as lost:

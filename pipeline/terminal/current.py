@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import Config, Source
 from pipeline.errors import ConfigError
 from pipeline.exports.current import CurrentTable, current_types, update_current, write_as_of
+from pipeline.exports.current_flat import (
+    CurrentFlat,
+    current_flat_or_why,
+    flatten_as_of,
+    require_new,
+    together,
+    wants_current_flat,
+)
+from pipeline.exports.flattening import NotMade
 from pipeline.exports.owner import this_process
 from pipeline.exports.session import Session
 from pipeline.terminal.screen import give, give_json, give_table, number
@@ -22,6 +31,9 @@ class Updated:
 
     source: str
     tables: Sequence[CurrentTable]
+    flat: Sequence[CurrentFlat] = ()
+    not_made: Sequence[NotMade] = field(default=())
+    """Flat forms that are not up to date, and why."""
 
     def as_json(self) -> dict[str, Any]:
         """For `--json`."""
@@ -37,6 +49,8 @@ class Updated:
                 }
                 for each in self.tables
             },
+            "flat": {each.name: {"rows": each.rows, "made": asdict(each.made)} for each in self.flat},
+            "flat_not_made": {each.resource_type: each.error.cause for each in self.not_made},
         }
 
 
@@ -58,25 +72,53 @@ def session_of(config: Config, source: Source, say: Callable[[str], None]) -> Se
 def update(
     config: Config, source: Source, types: Sequence[str], say: Callable[[str], None], *, anew: bool = False
 ) -> Updated:
-    """Brings current tables up to date, or makes them again. Raises `ConfigError`, `LakeError`."""
+    """Brings current tables up to date, or makes them again; then their flat forms.
+
+    Raises `ConfigError`, `LakeError`; never for a flat form's sake.
+    """
     session = session_of(config, source, say)
-    return Updated(
-        source.name, [update_current(session, each, anew=anew) for each in chosen_types(session, types)]
-    )
+    chosen = chosen_types(session, types)
+    tables = [update_current(session, each, anew=anew) for each in chosen]
+    flat: list[CurrentFlat] = []
+    not_made: list[NotMade] = []
+    for each in (each for each in chosen if wants_current_flat(source, each)):
+        done = current_flat_or_why(session, each, anew=anew)
+        if isinstance(done, NotMade):
+            not_made.append(done)
+        else:
+            flat += done
+    return Updated(source.name, tables, flat, not_made)
 
 
 def show_updated(found: Sequence[Updated], *, as_json: bool) -> None:
-    """What is in them now, on standard output."""
+    """What is in them now, on standard output. Raises, when that is told, the error of flat forms that could
+    not be made."""
     if as_json:
         give_json([each.as_json() for each in found])
-        return
+    else:
+        _show(found)
+    if error := together(failed for each in found for failed in each.not_made):
+        raise error
+
+
+def _show(found: Sequence[Updated]) -> None:
     rows = [
         (f"{each.source}.{table.name}", number(table.rows), number(table.deleted), _told(table))
         for each in found
         for table in each.tables
     ]
+    rows += [
+        (f"{each.source}.{table.name}", number(table.rows), "", _told_flat(table))
+        for each in found
+        for table in each.flat
+    ]
     if rows:
         give_table(("table", "rows", "deleted", "now"), rows, ("rows", "deleted"))
+
+
+def _told_flat(table: CurrentFlat) -> str:
+    made = table.made
+    return "current already" if made.version is None else f"{made.chunks_in} chunks flattened"
 
 
 def _told(table: CurrentTable) -> str:
@@ -95,9 +137,20 @@ def as_of(
     types: Sequence[str],
     out: Path,
     say: Callable[[str], None],
+    *,
+    flat: bool = False,
 ) -> None:
-    """Writes what was true as of an export. Raises `ConfigError`, `LakeError`."""
+    """Writes what was true as of an export; with `flat` its flat form as well.
+
+    Raises `ConfigError`, `LakeError`, `VerificationFailed`.
+    """
     session = session_of(config, source, say)
-    rows = write_as_of(session, export_id, chosen_types(session, types), out)
+    chosen = chosen_types(session, types)
+    if flat:
+        require_new(out, chosen)
+    rows = write_as_of(session, export_id, chosen, out)
     for resource_type, count in rows.items():
         give(f"{resource_type}\t{count}")
+    for resource_type in chosen if flat else ():
+        for name, count in flatten_as_of(out, resource_type).items():
+            give(f"{name}\t{count}")

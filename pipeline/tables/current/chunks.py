@@ -32,11 +32,6 @@ if TYPE_CHECKING:
 CHUNK_COLUMN = "_chunk"
 NEVER = -1
 """The number of an export that a table has not, or has no longer."""
-_KEPT: Mapping[str, str | None] = {
-    "delta.logRetentionDuration": "interval 30 days",
-    "delta.deletedFileRetentionDuration": "interval 7 days",
-}
-"""Readers of a version have a week to finish; nobody needs an older one: `as-of` reads the exports."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +48,12 @@ class Chunk:
 def new_chunk(export_id: str) -> tuple[str, str]:
     """A new name, which tells the newest export that it holds, and the path."""
     name = f"{export_id}-{secrets.token_hex(6)}"
-    return name, f"{CHUNK_COLUMN}={name}/part-{secrets.token_hex(16)}.parquet"
+    return name, chunk_path(name)
+
+
+def chunk_path(name: str) -> str:
+    """A new path for the file of a chunk of that name."""
+    return f"{CHUNK_COLUMN}={name}/part-{secrets.token_hex(16)}.parquet"
 
 
 class ChunkTable:
@@ -73,7 +73,7 @@ class ChunkTable:
         """The same, made or widened first where it lacks columns. Raises LakeError, `Conflict`."""
         table = open_table(uri, storage_options)
         if table is None:
-            create_table(uri, schema, storage_options, CHUNK_COLUMN, _KEPT)
+            create_table(uri, schema, storage_options, CHUNK_COLUMN)
             table = open_table(uri, storage_options)
         elif not schemas.covers(schema_of(table, CHUNK_COLUMN), schema):
             widen_table(table, schema, storage_options, CHUNK_COLUMN)
