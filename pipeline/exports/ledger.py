@@ -217,6 +217,9 @@ class Ledger:
 
     def _batches(self, export_id: str, folder: str, batch_type: str | None, model: type[F]) -> Iterator[F]:
         names = sorted(self.lake.sizes(f"{self.folder(export_id)}/{folder}"))
+        if folder == "landed":  # what an erasure has written stands in for what it replaces
+            newest = {name.rpartition("/")[2]: name for name in sorted(names, key=_erasure)}
+            names = [newest[name] for name in sorted(newest)]
         wanted = (
             name for name in names if (match := _BATCH.search(name)) and batch_type in (None, match["type"])
         )
@@ -251,6 +254,11 @@ class _Reader:
         except ValidationError:
             self.damaged.append(name)
             return None
+
+
+def _erasure(name: str) -> str:
+    """`erased-0002` for `erased-0002/patient-000000.json`; empty for what was landed so."""
+    return name.rpartition("/")[0]
 
 
 @cache

@@ -106,6 +106,12 @@ def _lock(descriptor: int) -> bool:
     return True
 
 
+def remove_unlocked(parent: Path) -> None:
+    """At once what killed processes have left, in a lake's folder too: for whoever knows that nobody else
+    works there."""
+    _remove_abandoned(parent, ABANDONED_SECONDS)
+
+
 def _remove_abandoned(parent: Path, after: float) -> None:
     with suppress(OSError):
         for folder in list(parent.glob(f"{PREFIX}*")):

@@ -1,0 +1,299 @@
+"""A patient erased from a lake of two nights, killed in between or not; read by DuckDB and as bytes.
+
+Whose a resource is, is told by the sandbox's own lines; nothing of the pipeline is asked.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+import pytest
+import yaml
+from deltalake import DeltaTable
+from driven_by_hand import Drive
+from ingest_by_hand import ingest, session_of
+from nightly_site import Site, open_site
+
+from pipeline.errors import ConfigError, StillRunning
+from pipeline.exports.attempt import claim_attempt
+from pipeline.exports.current import current_types, update_current
+from pipeline.exports.doctor import examine_lake
+from pipeline.exports.erasing import erase
+from pipeline.exports.flattening import flat_names, make_flat
+from pipeline.exports.owner import this_process
+from pipeline.exports.request import request_export
+from pipeline.exports.session import Session
+from pipeline.sandbox import truth
+
+TYPES = ["Patient", "Observation", "Group"]
+NIGHTS = ["20260101T020000Z", "20260102T020000Z"]
+NEXT = "20260103T020000Z"
+Rows = dict[str, Counter[str]]
+"""Table -> its rows as JSON, each as often as it is there."""
+
+
+@dataclass
+class Erasing:
+    """A lake, whose patient goes, and what is that patient's by the sandbox's own lines."""
+
+    site: Site
+    patient: str
+    ids: frozenset[tuple[str, str]]
+
+    def session(self) -> Session:
+        return session_of(self.site, "erase")
+
+    def copy(self, folder: Path) -> Erasing:
+        """The same lake elsewhere."""
+        shutil.copytree(self.site.lake, folder / "lake")
+        home = folder / "home"
+        shutil.copytree(self.site.home, home)
+        config = yaml.safe_load(self.site.config_path.read_text())
+        config["lake"] = str(folder / "lake")
+        (home / "exports.yaml").write_text(yaml.safe_dump(config))
+        return Erasing(
+            Site(folder, self.site.sandbox, self.site.patients, self.site.seed), self.patient, self.ids
+        )
+
+    def belongs(self, row: str) -> bool:
+        """Whether a row of a table of resources, of a flat one or of deletions is the patient's."""
+        found = json.loads(row)
+        kinds = [found.get("resourceType") or found.get("resource_type") or found["table"]]
+        return any((kind, found.get("id")) in self.ids for kind in kinds)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Erasing]:
+    """Two nights with deep, flat and current tables; a raw file of each kind, packed and gzip."""
+    with open_site(
+        tmp_path_factory.mktemp("site"),
+        patients=7,
+        export={"level": "system", "group": None, "types": TYPES},
+        source={"current": True, "flat": ["Observation"]},
+        export_seconds=0.01,
+        poll_seconds=0,
+        file_lines=60,
+    ) as site:
+        ids: set[tuple[str, str]] = set()
+        lines = [
+            (night, kind, line)
+            for night in (1, 2)
+            for kind, line in truth(site.seed, site.patients, night, None, level="system")
+        ]
+        patient = _patient_of_many(lines)
+        for _, kind, line in lines:
+            resource = json.loads(line)
+            if kind != "Group" and (resource["id"] == patient or f"Patient/{patient}" in str(resource)):
+                ids.add((kind, resource["id"]))
+        for number, export_id in enumerate(NIGHTS, start=1):
+            site.sandbox.control(night=number)
+            drive = Drive(site, export_id)
+            assert drive.to_the_end().receipt is not None, drive.words()
+            make_flat(site.session, export_id, "Observation", flat_names("Observation"))
+            for kind in current_types(site.session):
+                update_current(site.session, kind)
+        yield Erasing(site, patient, frozenset(ids))
+
+
+def _patient_of_many(lines: list[tuple[int, str, bytes]]) -> str:
+    """Who is there on every night, with the most resources."""
+    there = Counter(json.loads(line)["id"] for _, kind, line in lines if kind == "Patient")
+    named = Counter(
+        match
+        for _, _, line in lines
+        for match in re.findall(r"Patient/([A-Za-z0-9.-]+)", bytes(line).decode())
+    )
+    return next(each for each, _ in named.most_common() if there[each] == 2)
+
+
+def rows_of(site: Site) -> Rows:
+    """Every table, by DuckDB over the files that delta-rs lists; columns that name files are left out."""
+    found: Rows = {}
+    for root in ("tables", "current"):
+        for table in sorted((site.lake / "hosp" / root).iterdir()):
+            files = sorted(DeltaTable(str(table)).file_uris())
+            name = table.name.split("_")[0].capitalize() or table.name
+            found[f"{root}/{table.name}"] = Counter()
+            if files:
+                query = f"from read_parquet({files}, union_by_name=true, hive_partitioning=false)"
+                rows = duckdb.sql(f"select to_json(t)::varchar {query} t").fetchall()
+                found[f"{root}/{table.name}"] = Counter(
+                    json.dumps(json.loads(row[0]) | {"table": name}, sort_keys=True) for row in rows
+                )
+    return found
+
+
+def where(site: Site, text: str) -> Counter[str]:
+    """Files of the lake that hold a text, whatever refers to them: by the first folders of their path."""
+    found: Counter[str] = Counter()
+    for path in sorted(site.lake.rglob("*")):
+        if not path.is_file():
+            continue
+        data = path.read_bytes()
+        if data[:2] == b"\x1f\x8b":
+            data += gzip.decompress(data)
+        if path.suffix == ".parquet":
+            query = f"select to_json(t)::varchar from read_parquet('{path}', hive_partitioning=false) t"
+            data += "".join(row[0] for row in duckdb.sql(query).fetchall()).encode()
+        if text.encode() in data:
+            found["/".join(path.relative_to(site.lake).parts[:3])] += 1
+    return found
+
+
+def expected(before: Rows, erasing: Erasing) -> Rows:
+    """What is left of each table: all rows that are not the patient's, as they were."""
+    return {
+        table: Counter({row: count for row, count in rows.items() if not erasing.belongs(row)})
+        for table, rows in before.items()
+    }
+
+
+def only_groups(found: Counter[str]) -> bool:
+    return all(place.endswith(("/group", "/group_current", f"raw/{place[-16:]}")) for place in found)
+
+
+def raw_lines(site: Site) -> Counter[bytes]:
+    """Every line of the raw files, decoded."""
+    found: Counter[bytes] = Counter()
+    for path in (site.lake / "hosp" / "raw").rglob("*.ndjson*"):
+        data = path.read_bytes()
+        found.update((gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).splitlines())
+    return found
+
+
+def deletions_in(bundles: Iterable[bytes]) -> set[tuple[str, str]]:
+    """Type and id of each entry."""
+    urls = [entry["request"]["url"] for each in bundles for entry in json.loads(each)["entry"]]
+    return {(url.split("/")[-2], url.split("/")[-1]) for url in urls}
+
+
+def test_a_patient_is_gone_from_every_file_and_all_else_is_as_it_was(base: Erasing, tmp_path: Path) -> None:
+    """By any reader, in any file, live or not; a dry run says the same and changes nothing."""
+    erasing = base.copy(tmp_path)
+    site, session = erasing.site, erasing.session()
+    before, lines_before = rows_of(site), raw_lines(site)
+    assert where(site, erasing.patient).keys() > {"hosp/tables/observation", "hosp/current/patient_current"}
+    files = {path: path.stat().st_mtime_ns for path in site.lake.rglob("*") if path.is_file()}
+    dry = erase(session, erasing.patient)
+    assert files == {path: path.stat().st_mtime_ns for path in site.lake.rglob("*") if path.is_file()}
+    done = erase(session, erasing.patient, dry_run=False)
+    after = rows_of(site)
+    wanted = expected(before, erasing)
+    assert after == wanted
+    gone = {table: before[table].total() - rows.total() for table, rows in wanted.items()}
+    assert {table: count for table, count in gone.items() if count} == dict(+done.rows) == dict(+dry.rows)
+    assert gone["tables/observation"] > 9 and gone["tables/observation_flat"] >= gone["tables/observation"]
+    assert done.proved and not done.left and not done.unread
+    assert done.raw_lines == dry.raw_lines
+    assert lines_before.total() == raw_lines(site).total(), "blank lines stand for those that went"
+    lost = lines_before - raw_lines(site)
+    assert lost.total() == done.raw_lines
+    bundles = [each for each in lost if json.loads(each)["resourceType"] == "Bundle"]
+    assert all(
+        (each["resourceType"], each["id"]) in erasing.ids
+        for each in map(json.loads, lost.keys() - set(bundles))
+    )
+    new = set(raw_lines(site) - lines_before) - {b""}
+    assert len(new) == len(bundles) > 0, "deletions of others stay, in the same Bundle"
+    named = [deletions_in(each) for each in (bundles, new)]
+    assert named[0] - named[1] <= erasing.ids and named[1] < named[0]
+    left = where(site, erasing.patient)
+    assert only_groups(left), left
+    assert set(done.mentions) == {"raw", "tables/group", "current/group_current"}
+    assert [each for each in examine_lake(session) if each.severity != "note"] == []
+    assert all(update_current(session, each).merged is None for each in current_types(session))
+    assert erase(session, erasing.patient).rows.total() == 0
+
+
+def test_an_export_can_be_ingested_again_and_the_next_night_works(base: Erasing, tmp_path: Path) -> None:
+    """From the raw bytes that are left: the patient does not come back, the receipt is as whole as it was."""
+    erasing = base.copy(tmp_path)
+    site, session = erasing.site, erasing.session()
+    whole = site.facts(NIGHTS[0]).receipt
+    erase(session, erasing.patient, dry_run=False)
+    before = rows_of(site)
+    again = ingest(session_of(site, "again"), NIGHTS[0])
+    assert again.attempt == 2 and whole is not None
+    assert (again.watermark, again.incomplete) == (whole.watermark, whole.incomplete)
+    assert again.rows < whole.rows
+    assert {
+        table: rows for table, rows in rows_of(site).items() if "_flat" not in table and "/_" not in table
+    } == {table: rows for table, rows in before.items() if "_flat" not in table and "/_" not in table}
+    assert only_groups(where(site, erasing.patient))
+    assert [each for each in examine_lake(session) if each.severity != "note"] == []
+    site.sandbox.control(night=3)
+    drive = Drive(site, NEXT)
+    assert drive.to_the_end().receipt is not None, drive.words()
+    for kind in current_types(site.session):
+        update_current(site.session, kind)
+    assert [each for each in examine_lake(session) if each.severity != "note"] == []
+
+
+@pytest.mark.parametrize("numbers", [(2, 4, 9), (24, 19, 14)])
+def test_an_erasure_that_is_killed_again_and_again_ends_like_one_that_was_not(
+    base: Erasing, tmp_path: Path, numbers: tuple[int, ...]
+) -> None:
+    """SIGKILL before so many-th write; readers meanwhile see each table as it was, or as it will be."""
+    erasing = base.copy(tmp_path)
+    site = erasing.site
+    before = rows_of(site)
+    wanted = expected(before, erasing)
+    done = subprocess.run(
+        [
+            sys.executable,
+            str(Path(__file__).with_name("erase_until_killed.py")),
+            str(site.config_path),
+            erasing.patient,
+            *map(str, numbers),
+        ],
+        env=site.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.stdout.split() == [str(-signal.SIGKILL)] * len(numbers), done.stderr
+    between = rows_of(site)
+    assert all(rows in (before[table], wanted[table]) for table, rows in between.items())
+    assert between != wanted or only_groups(where(site, erasing.patient)) is False
+    finished = erase(erasing.session(), erasing.patient, dry_run=False)
+    assert finished.proved, finished
+    assert rows_of(site) == wanted
+    assert only_groups(where(site, erasing.patient))
+    assert [each for each in examine_lake(erasing.session()) if each.severity != "note"] == []
+
+
+def test_nothing_is_erased_while_a_run_is_at_work_or_bytes_wait(base: Erasing, tmp_path: Path) -> None:
+    erasing = base.copy(tmp_path)
+    site = erasing.site
+    claim_attempt(erasing.session(), NIGHTS[1])
+    alive = Session(site.config, site.source, this_process("other"), is_dead=lambda _: False)
+    with pytest.raises(StillRunning):
+        erase(alive, erasing.patient, dry_run=False)
+    assert erase(alive, erasing.patient).rows, "a dry run may look"
+    request_export(erasing.session(), NEXT)
+    claim_attempt(erasing.session(), NEXT)
+    with pytest.raises(ConfigError, match="still to be published"):
+        erase(erasing.session(), erasing.patient, dry_run=False)
+
+
+def test_the_command_tells_numbers_and_never_the_id(base: Erasing, tmp_path: Path) -> None:
+    erasing = base.copy(tmp_path)
+    done = erasing.site.cli("erase", "hosp", erasing.patient, "--yes", "--json")
+    told = json.loads(done.stdout)
+    assert told["proved"] and told["found_again"] == 0
+    assert told["mentions_left"].keys() == {"raw", "tables/group", "current/group_current"}
+    assert erasing.patient not in done.stdout + done.stderr
+    written = "".join(path.read_text() for path in (erasing.site.lake / "hosp" / "exports").rglob("*.json"))
+    assert erasing.patient not in written
