@@ -171,6 +171,16 @@ class Ledger:
         """
         return list(self._batches(export_id, "landed", batch_type, LandedBatch))
 
+    def replaced_raw(self, export_id: str) -> set[str]:
+        """Raw files that an erasure has written anew: they are to be removed. Raises `LakeError`."""
+        folder = f"{self.folder(export_id)}/landed"
+        named = {
+            batch.raw
+            for name in self.lake.sizes(folder)
+            if (batch := self._one(export_id, f"landed/{name}", LandedBatch))
+        }
+        return named - {batch.raw for batch in self.landed(export_id)}
+
     def staged(self, export_id: str, batch_type: str | None = None) -> list[StagedBatch]:
         """The batches that were converted, by attempt, type and number; all, or those of one type.
 

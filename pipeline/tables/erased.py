@@ -109,11 +109,20 @@ def live_of(table: DeltaTable, export_id: str | None = None) -> list[StagedPart]
     ]
 
 
-def shown_and_dead(uri: str, storage_options: StorageOptions = None) -> tuple[set[str], set[str]] | None:
-    """The files of the newest version; and those of older ones, where an erasure has marked the table.
+@dataclass(frozen=True)
+class Files:
+    """The files of a table, from its root."""
 
-    Paths from the table's root; None where there is no table. Raises LakeError.
-    """
+    shown: frozenset[str] = frozenset()
+    """By its newest version."""
+    dead: frozenset[str] = frozenset()
+    """By older ones only, as far as the log remembers."""
+    marked: bool = False
+    """Whether an erasure has changed it: then no older version may stay."""
+
+
+def files_of(uri: str, storage_options: StorageOptions = None) -> Files | None:
+    """None where there is no table. Raises LakeError."""
     import pyarrow as pa
     from deltalake.exceptions import DeltaError
 
@@ -123,11 +132,8 @@ def shown_and_dead(uri: str, storage_options: StorageOptions = None) -> tuple[se
     try:
         actions = pa.table(table.get_add_actions(flatten=True))
         shown = set(actions.column("path").to_pylist()) if actions.num_rows else set()
-        dead = (
-            table.vacuum(retention_hours=0, dry_run=True, enforce_retention_duration=False)
-            if table.transaction_version(MARK)
-            else []
-        )
+        dead = table.vacuum(retention_hours=0, dry_run=True, enforce_retention_duration=False)
     except (DeltaError, OSError) as bad:
         raise unwritable(table.table_uri, bad) from None
-    return shown, {path for path in dead if path not in shown}
+    marked = bool(table.transaction_version(MARK))
+    return Files(frozenset(shown), frozenset(dead) - frozenset(shown), marked)

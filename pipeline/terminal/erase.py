@@ -40,6 +40,8 @@ def show_erased(erased: Erased, *, as_json: bool) -> None:
         return
     if erased.unread:
         say(f"{len(erased.unread)} files could not be read, {erased.unread[0]} for one")
+    if erased.in_use:
+        say(f"{erased.in_use} files in spools of running processes were not read: run it again when they end")
     left = in_words(erased.left.items())
     verdict = f"still there: {left}" if left else "nothing of the patient is left"
     say(f"{erased.read:,} files read again: {verdict}")

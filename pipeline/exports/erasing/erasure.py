@@ -6,7 +6,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -16,7 +15,7 @@ from pipeline.exports.erasing import raw as raw_files
 from pipeline.exports.erasing.compartment import Patient
 from pipeline.exports.erasing.mentions import Needle, batches_of
 from pipeline.exports.erasing.proof import Proof, prove
-from pipeline.exports.erasing.raw import RawBatch
+from pipeline.exports.erasing.raw import ON_THEIR_WAY, RawBatch
 from pipeline.exports.erasing.tables import (
     DELETED,
     Line,
@@ -42,8 +41,6 @@ from pipeline.lake.lake import SPOOL, UNFINISHED
 from pipeline.lake.spool import remove_unlocked
 
 MAX_TRIES = 5
-ON_THEIR_WAY = timedelta(hours=1)
-"""Files that no table shows and that are younger may be about to be committed."""
 
 
 @dataclass
@@ -82,6 +79,8 @@ class Erased:
     read: int = 0
     """Files that were read to find out."""
     unread: list[str] = field(default_factory=list)
+    in_use: int = 0
+    """Files in spools of processes that live: they were not read."""
 
     def add(self, step: Step, exports: set[str]) -> None:
         """What one step has taken out, or would."""
@@ -115,6 +114,7 @@ class Erased:
             "found_again_in": {name: count for name, count in sorted(self.left.items()) if count},
             "files_read": self.read,
             "unread": self.unread,
+            "in_use": self.in_use,
             "proved": self.proved,
         }
 
@@ -145,7 +145,7 @@ def erase(session: Session, patient_id: str, *, dry_run: bool = True) -> Erased:
         remove_unlocked(session.lake.folder / SPOOL)
     proof: Proof = prove(session, found.owned, needle)
     done.mentions, done.left = +proof.mentions, +proof.owned
-    done.read, done.unread = proof.files, proof.unread
+    done.read, done.unread, done.in_use = proof.files, proof.unread, proof.in_use
     return done
 
 
@@ -271,21 +271,23 @@ def _steps(session: Session, needle: Needle, found: Found) -> Iterator[Step]:
 def _remove_dead(session: Session, needle: Needle) -> int:
     """Files below the tables that no newest version shows: of tables that an erasure has changed, and any
     other that has the id; what may be on its way to a commit stays. Returns how many went."""
-    from pipeline.tables.erased import shown_and_dead
+    from pipeline.tables.erased import Files, files_of
 
     source, before = session.source.name, session.now() - ON_THEIR_WAY
     removed = 0
     for kind in ("tables", "current"):
         for name in session.lake.names(f"{source}/{kind}"):
             folder = f"{source}/{kind}/{name}"
-            standing = shown_and_dead(session.lake.table_uri(folder), session.lake.storage_options)
-            shown, dead = standing or (set(), set())
+            files = files_of(session.lake.table_uri(folder), session.lake.storage_options) or Files()
             for path, stored in session.lake.stored(folder).items():
-                if path in shown or path.startswith("_delta_log/"):
+                if path in files.shown or path.startswith("_delta_log/"):
                     continue
-                old = stored.modified < before
+                certain = path in files.dead
+                if not certain and stored.modified >= before:
+                    continue
                 unfinished = path.rpartition("/")[2].startswith(UNFINISHED)
-                if path in dead or (old and (unfinished or _has(session, f"{folder}/{path}", needle))):
+                goes = unfinished or (certain and files.marked)
+                if goes or _has(session, f"{folder}/{path}", needle):
                     session.lake.remove(f"{folder}/{path}")
                     removed += 1
     return removed

@@ -83,7 +83,7 @@ class Needle:
         def has(texts: Any) -> Any:
             if not pc.any(pc.match_substring(texts, self.id)).as_py():
                 return None
-            return pc.match_substring_regex(texts, self.pattern).fill_null(False)  # noqa: FBT003
+            return pc.match_substring_regex(texts, self.pattern).fill_null(False)
 
         found = np.zeros(batch.num_rows, np.bool_)
         for column in batch.columns:
@@ -121,18 +121,26 @@ def _matched(array: Any, has: Callable[[Any], Any]) -> NDArray[np.bool_] | None:
         mask = np.zeros(len(array), np.bool_)
         mask[np.asarray(pc.list_parent_indices(array))[inner]] = True
         return mask
+    if pa.types.is_map(kind):  # in Delta's checkpoints only: whichever entry it is
+        parts = [part for each in (array.keys, array.items) if (part := _matched(each, has)) is not None]
+        return np.ones(len(array), np.bool_) if any(part.any() for part in parts) else None
     return None
 
 
-def batches_of(path: Path, columns: list[str] | None = None) -> Iterator[tuple[int, pa.RecordBatch]]:
+def batches_of(
+    path: Path, columns: list[str] | None = None, *, foreign: bool = False
+) -> Iterator[tuple[int, pa.RecordBatch]]:
     """(number of its first row, rows) through a local part; those columns, else all that hold anything.
+
+    `foreign`: it was not written by us, and is read as it is.
 
     Raises LakeError when it is no Parquet file.
     """
     with path.open("rb") as file, open_part(file) as part:
         groups = part.metadata.num_row_groups
         at = 0
-        for group, wanted in enumerate(held_columns(file) if columns is None else [columns] * groups):
+        ours = columns is None and not foreign
+        for group, wanted in enumerate(held_columns(file) if ours else [columns] * groups):
             for batch in part.iter_batches(_ROWS, row_groups=[group], columns=wanted, use_threads=False):
                 yield at, batch
                 at += batch.num_rows

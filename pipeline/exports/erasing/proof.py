@@ -15,6 +15,7 @@ from pipeline.exports.erasing.mentions import Needle, batches_of, blocks_of_anyt
 from pipeline.exports.erasing.tables import CURRENT, DELETED, Owned
 from pipeline.exports.session import Session
 from pipeline.lake.lake import SPOOL
+from pipeline.lake.spool import is_in_use
 from pipeline.tables.definitions import type_of_table
 from pipeline.tables.flat import FLAT_SUFFIX
 
@@ -29,6 +30,8 @@ class Proof:
     """That are the patient's."""
     mentions: Counter[str] = field(default_factory=Counter)
     """That are not, and name the patient all the same."""
+    in_use: int = 0
+    """Files in spools of processes that live, for another source perhaps: they were not read."""
     unread: list[str] = field(default_factory=list)
     """Files that could not be read, from the lake's root."""
 
@@ -38,17 +41,27 @@ def prove(session: Session, owned: Owned, needle: Needle) -> Proof:
     found = Proof()
     for root in (session.source.name, SPOOL):
         for name in sorted(session.lake.stored(root)):
+            if root == SPOOL and _is_in_use(session, name):
+                found.in_use += 1
+                continue
             place = "spool" if root == SPOOL else place_of(name)
             try:
                 with session.lake.local_copy(f"{root}/{name}") as path:
                     found.files += 1
-                    if name.endswith(".parquet"):
+                    if "/_delta_log/" in name and name.endswith(".parquet"):
+                        rows = (needle.in_rows(batch).sum() for _, batch in batches_of(path, foreign=True))
+                        found.mentions[place] += int(sum(rows))
+                    elif name.endswith(".parquet"):
                         _part(path, place, owned, needle, found)
                     else:
                         _text(path, place, owned, needle, found)
             except (LakeError, FileNotFoundError):
                 found.unread.append(f"{root}/{name}")
     return found
+
+
+def _is_in_use(session: Session, name: str) -> bool:
+    return session.lake.folder is not None and is_in_use(session.lake.folder / SPOOL / name.partition("/")[0])
 
 
 def place_of(name: str) -> str:

@@ -14,6 +14,7 @@ import re
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,9 +24,12 @@ from pipeline.errors import LakeError, StillRunning, VerificationFailed
 from pipeline.exports.erasing.mentions import Needle, blocks_of_anything, resource_in
 from pipeline.exports.erasing.tables import Line, Owned
 from pipeline.exports.facts import LandedBatch, LandedFile
+from pipeline.exports.orphans import REJECTED
 from pipeline.exports.session import Session
 from pipeline.exports.staging import SIDECARS
 
+ON_THEIR_WAY = timedelta(hours=1)
+"""Files that nothing refers to and that are younger may be about to be named, or committed."""
 Lines = dict[int, bytes]
 """Physical line, from 1 -> what stands there instead."""
 _BLANK = b""
@@ -263,17 +267,20 @@ def _encoder(target: IO[bytes], encoding: str) -> Any:
 
 
 def stray_raw(session: Session, needle: Needle) -> list[str]:
-    """Raw files that no fact names, those of refused files among them, in which the id stands."""
+    """Raw files that do not count, and in which the id stands: of refused files, those that an erasure has
+    written anew, and others that no fact names and that are not on their way."""
     from pipeline.bulkdata.decoding import physical_lines
 
     found = []
     root = f"{session.source.name}/raw"
-    named = {
-        batch.raw for export_id in session.lake.names(root) for batch in session.ledger.landed(export_id)
-    }
-    for name in sorted(session.lake.sizes(root)):
+    export_ids = session.lake.names(root)
+    named = {batch.raw for each in export_ids for batch in session.ledger.landed(each)}
+    replaced = {path for each in export_ids for path in session.ledger.replaced_raw(each)}
+    before = session.now() - ON_THEIR_WAY
+    for name, stored in sorted(session.lake.stored(root).items()):
         path = f"{root}/{name}"
-        if path in named:
+        certain = path in replaced or name.split("/")[1] == REJECTED
+        if path in named or not (certain or stored.modified < before):
             continue
         with session.lake.local_copy(path) as local:
             if any(needle.in_line(line) for line in physical_lines(blocks_of_anything(local))):

@@ -95,19 +95,17 @@ class TableRows:
 
 def open_tables(session: Session, kind: str) -> list[TableRows]:
     """Every Delta table below `tables` or `current`. Raises `LakeError`."""
-    from pipeline.tables.delta import open_table
-    from pipeline.tables.erased import shown_and_dead
+    from pipeline.tables.erased import files_of
 
     found = []
     root = f"{session.source.name}/{kind}"
     for name in session.lake.names(root):
         uri, options = session.lake.table_uri(f"{root}/{name}"), session.lake.storage_options
-        if open_table(uri, options) is None:
+        files = files_of(uri, options)
+        if files is None:
             continue
-        standing = shown_and_dead(uri, options)
-        parts = tuple(sorted(standing[0])) if standing else ()
         bare = name.removesuffix(CURRENT).removesuffix(DELETED) if kind == "current" else name
-        found.append(TableRows(name, f"{root}/{name}", type_of_table(bare), parts))
+        found.append(TableRows(name, f"{root}/{name}", type_of_table(bare), tuple(sorted(files.shown))))
     return found
 
 
