@@ -22,9 +22,11 @@ from pathlib import Path
 import duckdb
 import pytest
 import yaml
+from azure_storage import Azurite
 from deltalake import DeltaTable
 from driven_by_hand import Drive
 from ingest_by_hand import ingest, session_of
+from lake_on_azurite import lake_url
 from nightly_site import Site, open_site
 
 from pipeline.errors import ConfigError, StillRunning
@@ -327,12 +329,27 @@ def test_nothing_is_erased_while_a_run_is_at_work_or_bytes_wait(base: Erasing, t
         erase(erasing.session(), erasing.patient, dry_run=False)
 
 
-def test_the_command_tells_numbers_and_never_the_id(base: Erasing, tmp_path: Path) -> None:
+def test_the_command_erases_a_lake_on_azure_and_never_tells_the_id(
+    base: Erasing, azurite: Azurite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     erasing = base.copy(tmp_path)
+    before = rows_of(erasing.site)
+    monkeypatch.setenv("HELD", azurite.connection_string)
+    config = yaml.safe_load(erasing.site.config_path.read_text())
+    config["lake"] = lake_url(azurite.new_container())
+    config["lake_auth"] = {"kind": "connection-string", "connection_string": "env:HELD"}
+    erasing.site.config_path.write_text(yaml.safe_dump(config))
+    lake = erasing.session().lake
+    for path in erasing.site.lake.rglob("*"):
+        if path.is_file():
+            lake.put_file(path, path.relative_to(erasing.site.lake).as_posix())
     done = erasing.site.cli("erase", "hosp", erasing.patient, "--yes", "--json")
     told = json.loads(done.stdout)
-    assert told["proved"] and told["found_again"] == 0
+    assert told["proved"] and told["found_again"] == 0 and told["files_read"] > 50
+    gone = {name: (before[name] - rows).total() for name, rows in expected(before, erasing).items()}
+    assert told["rows"] == {name: count for name, count in gone.items() if count}
     assert told["mentions_left"].keys() == {"raw", "tables/group", "current/group_current"}
     assert erasing.patient not in done.stdout + done.stderr
-    written = "".join(path.read_text() for path in (erasing.site.lake / "hosp" / "exports").rglob("*.json"))
-    assert erasing.patient not in written
+    facts = [name for name in lake.sizes("hosp/exports") if "/landed/erased-0001/" in name]
+    assert facts
+    assert not any(erasing.patient in (lake.read(f"hosp/exports/{name}") or b"").decode() for name in facts)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import Config
@@ -139,6 +139,7 @@ def test_the_patient_itself() -> None:
 IDS = st.text("ab1-.", min_size=1, max_size=6)
 
 
+@settings(max_examples=60)
 @given(IDS, IDS, st.sampled_from(["{}", '"{}"', "Patient/{}/_history/1", "x {}, y", "p%2F{}", "é{}ü"]))
 def test_an_id_is_found_alone_and_alike_in_text_bytes_and_columns(needle: str, other: str, form: str) -> None:
     text = form.format(other)
