@@ -27,6 +27,7 @@ def show_erased(erased: Erased, *, as_json: bool) -> None:
         rows = [(place, number(count)) for place, count in sorted(erased.rows.items()) if count]
         rows += [("raw lines", number(erased.raw_lines))] if erased.raw_lines else []
         rows += [("quarantine records", number(erased.quarantine))] if erased.quarantine else []
+        rows += [("attachments", number(erased.attachments))] if erased.attachments else []
         rows += [("files that nothing refers to", number(erased.removed))] if erased.removed else []
         if rows:
             header = "to be erased" if erased.dry_run else "erased"

@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from pipeline.errors import ConfigError, LakeError, StillRunning
-from pipeline.exports.deletions import DELETES
+from pipeline.exports.erasing import leftovers
 from pipeline.exports.erasing import raw as raw_files
 from pipeline.exports.erasing.compartment import Patient
+from pipeline.exports.erasing.leftovers import ON_THEIR_WAY
 from pipeline.exports.erasing.mentions import Needle, batches_of
 from pipeline.exports.erasing.proof import Proof, prove
-from pipeline.exports.erasing.raw import ON_THEIR_WAY, RawBatch
+from pipeline.exports.erasing.raw import RawBatch
 from pipeline.exports.erasing.tables import (
+    ATTACHMENTS,
     DELETED,
+    NAMING,
     Line,
     Owned,
     TableRows,
+    contents_that_go,
     erase_from_chunks,
     erase_from_exports,
-    find_deletions,
     find_followers,
     find_lines,
+    find_named,
     find_resources,
     flat_tables_of,
     is_of_resources,
@@ -55,6 +60,8 @@ class Found:
     quarantine: dict[str, int]
     lines: set[Line]
     """Raw lines that go."""
+    contents: list[str]
+    """Of attachments, by sha256."""
 
 
 @dataclass
@@ -70,6 +77,8 @@ class Erased:
     raw_exports: int = 0
     quarantine: int = 0
     """Records."""
+    attachments: int = 0
+    """Contents that no other row links."""
     removed: int = 0
     """Files that nothing refers to."""
     mentions: Counter[str] = field(default_factory=Counter)
@@ -91,10 +100,17 @@ class Erased:
             self.raw_exports = len(exports)
         elif step.place == "quarantine":
             self.quarantine += step.count
+        elif step.place == "attachments":
+            self.attachments += step.count
         elif step.place == "stray":
             self.removed += step.count
         else:
             self.rows[step.place] += step.count
+
+    def take(self, proof: Proof) -> None:
+        """What was found again."""
+        self.mentions, self.left = +proof.mentions, +proof.owned
+        self.read, self.unread, self.in_use = proof.files, proof.unread, proof.in_use
 
     @property
     def proved(self) -> bool:
@@ -108,6 +124,7 @@ class Erased:
             "rows": {name: count for name, count in sorted(self.rows.items()) if count},
             "raw": {"lines": self.raw_lines, "files": self.raw_files, "exports": self.raw_exports},
             "quarantine": self.quarantine,
+            "attachments": self.attachments,
             "files_removed": self.removed,
             "mentions_left": {name: count for name, count in sorted(self.mentions.items()) if count},
             "found_again": None if self.dry_run else self.left.total(),
@@ -136,22 +153,25 @@ def erase(session: Session, patient_id: str, *, dry_run: bool = True) -> Erased:
             done.add(step, exports)
         done.mentions = +found.owned.mentions
         return done
-    owned = found.owned
-    found = _change_all(session, patient, needle, found, done)
-    for resource_type, ids in owned.ids.items():
-        found.owned.ids[resource_type] |= ids
-    done.removed += _remove_dead(session, needle)
-    if session.lake.folder is not None:
-        remove_unlocked(session.lake.folder / SPOOL)
-    proof: Proof = prove(session, found.owned, needle)
-    done.mentions, done.left = +proof.mentions, +proof.owned
-    done.read, done.unread, done.in_use = proof.files, proof.unread, proof.in_use
+    known = found.owned.ids
+    for _ in range(MAX_TRIES):
+        found = _change_all(session, patient, needle, found, done)
+        _overtake_merges(session)
+        done.removed += _remove_dead(session, needle)
+        if session.lake.folder is not None:
+            remove_unlocked(session.lake.folder / SPOOL)
+        for resource_type, ids in known.items():
+            found.owned.ids[resource_type] |= ids
+        done.take(prove(session, found.owned, needle))
+        if not done.left:
+            break
+        found = _find(session, patient, needle)  # a merge or a flattening was in between
     return done
 
 
 def _bare(patient_id: str) -> str:
     identifier = patient_id.removeprefix("Patient/")
-    if not identifier or not all(each.isalnum() or each in "-._~" for each in identifier):
+    if not identifier or not all(each.isalnum() or each in "-._~_" for each in identifier):
         raise ConfigError("that is not the id of a Patient", "Name it as the server does, without spaces")
     return identifier
 
@@ -205,16 +225,21 @@ def _find(session: Session, patient: Patient, needle: Needle) -> Found:
         raw_files.find_following_lines(session, owned, batch)
     for batch in raw:
         raw_files.find_sidecar_lines(session, owned, needle, batch)
-    for table in (*tables_of(tables, [DELETES]), *(each for each in current if each.name.endswith(DELETED))):
-        find_deletions(session, owned, table)
-    for table in tables:
-        if table.resource_type is not None and table.rows:
-            lines = lines_that_go(session, table)
-            for flat in flat_tables_of(tables, table.resource_type):
-                find_lines(session, flat, lines)
+    for table in (*tables_of(tables, NAMING), *(each for each in current if each.name.endswith(DELETED))):
+        find_named(session, owned, table)
+    origins: defaultdict[str, set[Line]] = defaultdict(set)
+    for table in resources:
+        origins[str(table.resource_type)] |= lines_that_go(session, table)
+    for resource_type, lines in origins.items():
+        for table in flat_tables_of((*tables, *current), resource_type):
+            find_lines(session, table, lines)
+    contents = [
+        each for table in tables_of(tables, [ATTACHMENTS]) for each in contents_that_go(session, table)
+    ]
     lines = {line for batch in raw for line in batch.lines_that_go()}
-    quarantine = raw_files.quarantined(session, needle, lines)
-    return Found(owned, tables, current, raw, raw_files.stray_raw(session, needle), quarantine, lines)
+    quarantine = leftovers.quarantined(session, needle, lines)
+    stray = leftovers.stray_raw(session, needle)
+    return Found(owned, tables, current, raw, stray, quarantine, lines, contents)
 
 
 # --- changing ----------------------------------------------------------------------------------------
@@ -251,21 +276,36 @@ def _change_all(session: Session, patient: Patient, needle: Needle, found: Found
     raise LakeError(f"the tables keep changing ({conflict})", "Stop what writes to them, and erase again")
 
 
+def _overtake_merges(session: Session) -> None:
+    """Another commit to each current table: a merge that has read exports before they were changed fails,
+    and begins again."""
+    from pipeline.tables.delta import Conflict
+
+    for table in open_tables(session, "current"):
+        with suppress(Conflict):  # somebody's own commit: the proof tells what it has brought
+            erase_from_chunks(session, table)
+
+
 def _steps(session: Session, needle: Needle, found: Found) -> Iterator[Step]:
     """What is known by means of something else first: killed in between, the next one still finds it."""
-    for table in sorted(found.current, key=lambda each: not each.name.endswith(DELETED)):
+    for table in sorted(found.current, key=_first_what_follows):
         yield Step(f"current/{table.name}", table.count, partial(erase_from_chunks, session, table))
-    order = sorted(found.tables, key=lambda each: (each.name != DELETES, is_of_resources(each)))
-    for table in order:
+    blobs = [f"{session.source.name}/attachments/{each}" for each in found.contents]
+    yield Step("attachments", len(blobs), partial(leftovers.remove_all, session, blobs))
+    for table in sorted(found.tables, key=_first_what_follows):
         if table.rows:
             yield Step(f"tables/{table.name}", table.count, partial(erase_from_exports, session, table))
     for path, count in found.quarantine.items():
-        work = partial(raw_files.rewrite_quarantine, session, path, needle, found.lines)
+        work = partial(leftovers.rewrite_quarantine, session, path, needle, found.lines)
         yield Step("quarantine", count, work)
-    yield Step("stray", len(found.stray), partial(raw_files.remove_all, session, found.stray))
+    yield Step("stray", len(found.stray), partial(leftovers.remove_all, session, found.stray))
     for raw in sorted(found.raw, key=lambda each: each.batch.type not in SIDECARS):
         if raw.files:
             yield Step("raw", raw.count, partial(raw_files.rewrite_raw, session, raw), raw.export_id)
+
+
+def _first_what_follows(table: TableRows) -> tuple[bool, str]:
+    return is_of_resources(table), table.name
 
 
 def _remove_dead(session: Session, needle: Needle) -> int:

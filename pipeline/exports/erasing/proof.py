@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import LakeError
-from pipeline.exports.deletions import DELETES
 from pipeline.exports.erasing.compartment import Standing
 from pipeline.exports.erasing.mentions import Needle, batches_of, blocks_of_anything, resource_in
-from pipeline.exports.erasing.tables import CURRENT, DELETED, Owned
+from pipeline.exports.erasing.tables import CURRENT, DELETED, NAMING, Owned
 from pipeline.exports.session import Session
 from pipeline.lake.lake import SPOOL
 from pipeline.lake.spool import is_in_use
@@ -94,11 +93,14 @@ def _identities(batch: Any, name: str, kind: str | None, owned: Owned, place: st
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    if name == DELETES:
-        pairs = zip(batch.column("resource_type").to_pylist(), batch.column("id").to_pylist(), strict=True)
-        found.owned[place] += sum(each in owned.gone(str(kind)) for kind, each in pairs)
+    if name in NAMING:
+        typed, named = NAMING[name]
+        ids = batch.column(named).to_pylist()
+        types = batch.column(typed).to_pylist() if typed else ["Patient"] * len(ids)
+        gone_of = {each: owned.gone(each) for each in set(types)}
+        found.owned[place] += sum(each in gone_of[of] for of, each in zip(types, ids, strict=True))
         return
-    of = kind or _type_behind(name)
+    of = kind or _type_behind(name.removesuffix(CURRENT))
     if of is None or batch.schema.get_field_index("id") < 0:
         return
     gone = pa.array(sorted(owned.gone(of)), pa.string())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
@@ -23,11 +24,19 @@ if TYPE_CHECKING:
 
     from pipeline.tables.parts import LocalPart
 
+_ATTEMPT = re.compile(r"/part-(\d{4,})-")
 Identity = tuple[str, str]
 """Resource type and id."""
 Line = tuple[str, str, int]
 """Export, source file and line."""
 CURRENT, DELETED = "_current", "_deleted"
+ATTACHMENTS = "_attachments"
+NAMING: Mapping[str, tuple[str | None, str]] = {
+    DELETES: ("resource_type", "id"),
+    ATTACHMENTS: ("resource_type", "resource_id"),
+    "_members": (None, "patient"),
+}
+"""Tables that name resources: their columns of type and id; without a type it is a Patient."""
 
 
 @dataclass
@@ -199,18 +208,33 @@ def _lines(path: Path) -> Iterator[tuple[int, Line]]:
             yield from enumerate(zip(*(columns[name] for name in names), strict=True), start=begin)
 
 
-def find_deletions(session: Session, owned: Owned, table: TableRows) -> None:
-    """The rows of `_deletes`, or of a `<type>_deleted`, that name what goes."""
-    typed = table.name == DELETES
+def find_named(session: Session, owned: Owned, table: TableRows) -> None:
+    """The rows of `_deletes`, `_attachments`, `_members`, or of a `<type>_deleted`, that name what goes."""
+    typed, named = NAMING.get(table.name, (None, "id"))
+    gone: dict[str, set[str]] = {}
     for part in table.parts:
         with session.lake.local_copy(table.path(part)) as path:
-            for begin, batch in batches_of(path, ["resource_type", "id"] if typed else ["id"]):
-                ids = batch.column("id").to_pylist()
-                types = (
-                    batch.column("resource_type").to_pylist() if typed else [table.resource_type] * len(ids)
-                )
+            for begin, batch in batches_of(path, [each for each in (typed, named) if each]):
+                ids = batch.column(named).to_pylist()
+                same = [table.resource_type or "Patient"] * len(ids)
+                types = batch.column(typed).to_pylist() if typed else same
+                for kind in {*map(str, types)} - gone.keys():
+                    gone[kind] = owned.gone(kind)
                 pairs = enumerate(zip(types, ids, strict=True), start=begin)
-                table.add(part, [row for row, (kind, each) in pairs if each in owned.gone(str(kind))])
+                table.add(part, [row for row, (kind, each) in pairs if each in gone[str(kind)]])
+
+
+def contents_that_go(session: Session, table: TableRows) -> set[str]:
+    """sha256 of the attachments that only rows name which go."""
+    goes: set[str] = set()
+    stays: set[str] = set()
+    for part in table.parts if table.rows else ():
+        rows = set(table.rows.get(part, np.array([], np.int64)).tolist())
+        with session.lake.local_copy(table.path(part)) as path:
+            for begin, batch in batches_of(path, ["sha256"]):
+                for row, each in enumerate(batch.column(0).to_pylist(), start=begin):
+                    (goes if row in rows else stays).add(each)
+    return goes - stays - {None}
 
 
 # --- writing -----------------------------------------------------------------------------------------
@@ -249,7 +273,7 @@ def erase_from_exports(session: Session, table: TableRows) -> None:
             continue
         left: list[StagedPart] = []
         for part in parts:
-            attempt = int(part.partition("/part-")[2][:4])
+            attempt = int(match[1]) if (match := _ATTEMPT.search(part)) else 0
             with session.lake.local_copy(table.path(part)) as path, session.lake.spool() as spool:
                 for local in written_again(path, table.rows.get(part), spool):
                     new = part_path(export_id, attempt)
@@ -291,10 +315,11 @@ def tables_of(found: Iterable[TableRows], names: Iterable[str]) -> list[TableRow
 
 
 def flat_tables_of(found: Iterable[TableRows], resource_type: str) -> list[TableRows]:
-    """The flat tables that are made from a type's table."""
+    """The flat tables of a type: of its exports, and of its current table."""
     from pipeline.exports.flattening import flat_names
 
-    return tables_of(found, flat_names(resource_type))
+    names = flat_names(resource_type)
+    return tables_of(found, (*names, *(f"{each}{CURRENT}" for each in names)))
 
 
 def is_of_resources(table: TableRows) -> bool:
