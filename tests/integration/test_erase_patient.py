@@ -279,7 +279,10 @@ def test_a_patient_is_gone_from_every_file_and_all_else_is_as_it_was(base: Erasi
     files = {path: path.stat().st_mtime_ns for path in site.lake.rglob("*") if path.is_file()}
     dry = erase(session, erasing.patient)
     assert files == {path: path.stat().st_mtime_ns for path in site.lake.rglob("*") if path.is_file()}
+    group = DeltaTable(str(site.lake / "hosp" / "current" / "group_current"))
     done = erase(session, erasing.patient, dry_run=False)
+    assert DeltaTable(group.table_uri).version() > group.version(), "a merge on its way begins again"
+    assert DeltaTable(group.table_uri).transaction_version("erased") is None
     after = rows_of(site)
     wanted = expected(before, erasing)
     assert after == wanted
@@ -340,7 +343,8 @@ def test_an_export_can_be_ingested_again_and_the_next_night_works(base: Erasing,
 def test_an_erasure_that_is_killed_again_and_again_ends_like_one_that_was_not(
     base: Erasing, tmp_path: Path
 ) -> None:
-    """SIGKILL before the 16th write, the 11th of what is left, and so on; readers meanwhile see each table as it was, or as it will be."""
+    """SIGKILL before the 16th write, the 11th of what is left, and so on; meanwhile readers see each table
+    as it was, or as it will be."""
     erasing = base.copy(tmp_path)
     site = erasing.site
     before = rows_of(site)

@@ -305,7 +305,7 @@ def erase_from_chunks(session: Session, table: TableRows) -> None:
                 name, new = new_chunk(chunk.name.rpartition("-")[0])
                 session.lake.put_file(local.path, table.path(new))
                 added.append(Chunk(name, new, local.rows, local.bytes))
-    standing.replace(out, added, {MARK: max(0, standing.number(MARK)) + 1}, "erased")
+    standing.replace(out, added, {MARK: max(0, standing.number(MARK)) + 1} if out else {}, "erased")
 
 
 def tables_of(found: Iterable[TableRows], names: Iterable[str]) -> list[TableRows]:
