@@ -9,7 +9,7 @@ from pipeline.terminal.repairing import session_at_terminal
 from pipeline.terminal.screen import give_json, give_table, number, say
 
 _OUT_OF_REACH = (
-    "Not reached: the server itself (its next full export brings the patient again unless it has erased him "
+    "Not reached: the server itself (its next full export brings the patient again unless it has erased them "
     "too), backups, snapshots and soft-deleted blobs of the storage, and files made by as-of and to-ndjson"
 )
 
