@@ -591,6 +591,33 @@ def withdraw(context: typer.Context, export: ExportArgument) -> None:
         say(line)
 
 
+@app.command()
+def erase(
+    context: typer.Context,
+    source: SourceArgument,
+    patient: Annotated[
+        str, typer.Argument(metavar="PATIENT", help="The id of the Patient, as the server has it.")
+    ],
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Erase; without it only what would go is counted.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Erase a patient from raw bytes, tables, current tables and quarantine, and prove it. Dry by default.
+
+    Interrupted, it is simply called again. Exits with 4 where something is left.
+    """
+    from pipeline.terminal.erase import erase_patient, show_erased
+
+    config = _options(context).load()
+    (chosen,) = _chosen(config, source)
+    with working("reading everything"):
+        erased = erase_patient(config, chosen, patient, dry_run=not yes)
+    show_erased(erased, as_json=as_json)
+    if yes and not erased.proved:
+        raise typer.Exit(4)
+
+
 # --- what is true now, and what was ------------------------------------------------------------------
 
 

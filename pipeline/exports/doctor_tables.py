@@ -72,7 +72,7 @@ def _receipt(session: Session, facts: Facts, logs: Mapping[str, Inventory], foun
         found.add("error", "exports-row", facts.label, "published, and there is no table _exports", _AGAIN)
     for table, counts in receipt.tables.items():
         rows = logs[table].rows(facts.export_id) if table in logs else None
-        if rows == counts.rows:
+        if rows is not None and rows + logs[table].erased(facts.export_id) == counts.rows:
             continue
         has = "cannot be read" if rows is None else f"has {rows} rows of it"
         what = f"the receipt says {counts.rows} rows, and the table {has}"

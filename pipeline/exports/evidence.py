@@ -104,7 +104,7 @@ def _moves(staged: Sequence[StagedBatch]) -> Counter[tuple[str, str]]:
 
 def _count_mismatches(landed: Sequence[LandedBatch], table: str) -> int:
     return sum(
-        file.count not in (None, file.lines)
+        file.count not in (None, file.lines + file.erased)
         for batch in landed
         if batch.type == table
         for file in batch.files

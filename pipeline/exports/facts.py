@@ -188,6 +188,8 @@ class LandedFile(BaseModel):
     """Where its bytes begin in the raw file, and how many there are."""
     length: int
     warnings: tuple[str, ...] = ()
+    erased: int = 0
+    """Lines that are blank now, since `erase` took a patient out: `lines` does not count them."""
 
     @property
     def name(self) -> str:
@@ -196,7 +198,11 @@ class LandedFile(BaseModel):
 
 
 class LandedBatch(Fact):
-    """Files that lie together in one raw file (`landed/<type>-<first index>.json`)."""
+    """Files that lie together in one raw file (`landed/<type>-<first index>.json`).
+
+    After an erasure the raw file is another one (`landed/erased-<n>/<type>-<first index>.json`); the last
+    counts.
+    """
 
     type: str
     """Table name of the declared type; `untyped` for files that declare none of R4; `deleted` / `error` for

@@ -183,6 +183,16 @@ class Ledger:
         """
         return list(self._batches(export_id, "landed", batch_type, LandedBatch))
 
+    def replaced_raw(self, export_id: str) -> set[str]:
+        """Raw files that an erasure has written anew: they are to be removed. Raises `LakeError`."""
+        folder = f"{self.folder(export_id)}/landed"
+        named = {
+            batch.raw
+            for name in self.lake.sizes(folder)
+            if (batch := self._one(export_id, f"landed/{name}", LandedBatch))
+        }
+        return named - {batch.raw for batch in self.landed(export_id)}
+
     def staged(self, export_id: str, batch_type: str | None = None) -> list[StagedBatch]:
         """The batches that were converted, by attempt, type and number; all, or those of one type.
 
@@ -233,6 +243,9 @@ class Ledger:
 
     def _batches(self, export_id: str, folder: str, batch_type: str | None, model: type[F]) -> Iterator[F]:
         names = sorted(self.lake.sizes(f"{self.folder(export_id)}/{folder}"))
+        if folder == "landed":  # what an erasure has written stands in for what it replaces
+            newest = {name.rpartition("/")[2]: name for name in sorted(names, key=_erasure)}
+            names = [newest[name] for name in sorted(newest)]
         wanted = (
             name for name in names if (match := _BATCH.search(name)) and batch_type in (None, match["type"])
         )
@@ -267,6 +280,11 @@ class _Reader:
         except ValidationError:
             self.damaged.append(name)
             return None
+
+
+def _erasure(name: str) -> str:
+    """`erased-0002` for `erased-0002/patient-000000.json`; empty for what was landed so."""
+    return name.rpartition("/")[0]
 
 
 @cache

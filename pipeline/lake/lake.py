@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 ReadSecret = Callable[[str], bytes]
 """Reference -> secret, such as `Config.secret`."""
 
+SPOOL = ".spool"
+"""In a local lake's root: the folders of files on their way."""
+
 UNFINISHED = ".unfinished-"
 """Names that begin so are files on their way: never listed, never counted."""
 
@@ -158,7 +161,7 @@ class Lake(ABC):
         parent: Path | None = None
         with _full_disk_in_words():
             if self.folder is not None:
-                parent = self.folder / ".spool"
+                parent = self.folder / SPOOL
                 parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             with private_folder(parent, wipe=self.wipes) as folder:
                 yield folder

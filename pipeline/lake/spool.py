@@ -65,6 +65,18 @@ def is_wiped(path: Path) -> bool:
     return any(parent.name.startswith(WIPED_PREFIX) for parent in path.parents)
 
 
+def is_in_use(folder: Path) -> bool:
+    """Whether a process of this machine works in that spool."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        return not _lock(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _wipe(path: Path) -> None:
     """Zeros over the whole file, forced to the disk, then nothing.
 
@@ -104,6 +116,12 @@ def _lock(descriptor: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def remove_unlocked(parent: Path) -> None:
+    """At once what killed processes have left, in a lake's folder too: for whoever knows that nobody else
+    works there."""
+    _remove_abandoned(parent, ABANDONED_SECONDS)
 
 
 def _remove_abandoned(parent: Path, after: float) -> None:

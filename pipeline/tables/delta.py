@@ -395,7 +395,11 @@ def _commit_parts(
                 },
                 # delta-rs's own retries rebase onto what others did; ours begin from a fresh table.
                 max_commit_retries=0,
-                app_transactions=[Transaction(_app_id(export_id), attempt)],
+                # Ingested again: what an erasure had taken out of it is not missing any more.
+                app_transactions=[
+                    Transaction(_app_id(export_id), attempt),
+                    *([Transaction(erased_id(export_id), 0)] if erased_rows(table, export_id) else []),
+                ],
             ),
         )
     except CommitFailedError as lost:
@@ -427,6 +431,16 @@ def _verified(
 
 def _app_id(export_id: str) -> str:
     return f"export:{export_id}"
+
+
+def erased_id(export_id: str) -> str:
+    """Beside this name a table says how many rows `erase` took out of an export since its last commit."""
+    return f"erased:{export_id}"
+
+
+def erased_rows(table: DeltaTable, export_id: str) -> int:
+    """How many that are; the receipt still counts them."""
+    return table.transaction_version(erased_id(export_id)) or 0
 
 
 def _name(uri: str) -> str:

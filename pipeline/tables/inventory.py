@@ -5,10 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from pipeline.errors import LakeError
-from pipeline.tables.delta import StagedPart, StorageOptions
+from pipeline.tables.delta import StagedPart, StorageOptions, erased_rows
 from pipeline.tables.schema import PARTITION_COLUMN
+
+if TYPE_CHECKING:
+    from deltalake import DeltaTable
 
 _COMMIT = re.compile(r"^_delta_log/(\d{20})\.json$")
 _CHECKPOINT = re.compile(r"^_delta_log/(\d{20})\.checkpoint.*\.parquet$")
@@ -20,6 +24,11 @@ class Inventory:
 
     version: int
     parts: dict[str, list[StagedPart]] = field(default_factory=dict)
+    table: DeltaTable | None = None
+
+    def erased(self, export_id: str) -> int:
+        """Rows that `erase` took out of an export since it was published."""
+        return 0 if self.table is None else erased_rows(self.table, export_id)
 
     def rows(self, export_id: str) -> int:
         return sum(part.rows for part in self.parts.get(export_id, ()))
@@ -35,7 +44,7 @@ def inventory(uri: str, storage_options: StorageOptions = None) -> Inventory:
         rows = pa.table(table.get_add_actions(flatten=True)).to_pylist()
     except Exception as error:  # noqa: BLE001 - delta-rs panics too, and its texts quote whole URLs
         raise LakeError(f"the log of the table cannot be read ({type(error).__name__})") from None
-    found = Inventory(table.version())
+    found = Inventory(table.version(), table=table)
     for row in rows:
         part = StagedPart(row["path"], row["size_bytes"], row["num_records"] or 0)
         found.parts.setdefault(str(row.get(f"partition.{PARTITION_COLUMN}")), []).append(part)

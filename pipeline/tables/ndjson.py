@@ -35,10 +35,11 @@ def to_ndjson(parts: Iterable[str | Path | Any], resource_type: str | None = Non
     for source in parts:
         with open_part(source) as part:
             for batch in batches(part):
-                yield from _lines(batch, resource_type)
+                yield from lines_of(batch, resource_type)
 
 
-def _lines(batch: pa.RecordBatch, resource_type: str | None) -> Iterator[bytes]:
+def lines_of(batch: pa.RecordBatch, resource_type: str | None) -> Iterator[bytes]:
+    """The same of some rows."""
     if batch.num_rows == 0:
         return
     structure = Structure(resource_type or _declared_type(batch))
