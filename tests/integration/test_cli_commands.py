@@ -22,7 +22,10 @@ from pipeline.auth.keys import generate_key, write_private_key
 from pipeline.auth.signers import PemSigner
 from pipeline.sandbox.process import SandboxProcess, start_sandbox
 
-COMMANDS = ("demo", "check", "keys", "jwks", "run", "exports", "show", "cancel", "convert", "to-ndjson")
+COMMANDS = (
+    *("demo", "check", "keys", "jwks", "run", "exports", "show", "cancel", "convert", "to-ndjson"),
+    *("current", "rebuild", "as-of", "attachments", "maintain", "erase"),
+)
 PRIVATE_MEMBERS = {"d", "p", "q", "dp", "dq", "qi", "oth", "k"}
 
 

