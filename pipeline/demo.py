@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 PATIENTS = 100
 _NIGHT_SECONDS = 170.0
 _FLAT_SECONDS = 120.0
+_CURRENT_SECONDS = 240
 _CODE = ("-m", "pipeline.definitions")
 
 Say = Callable[[str], None]
@@ -62,6 +63,7 @@ def run_demo(say: Say, config_path: Path | None = None) -> None:
             demo.schedule("stop")
         demo.follow(export_id)
         demo.follow_flat_tables(export_id)
+        demo.follow_current_tables()
         receipt = demo.session.ledger.read(export_id).receipt
         assert receipt is not None  # noqa: S101 - for the type checker: follow() has waited for it
         demo.show(export_id, receipt)
@@ -233,6 +235,25 @@ class _Demo:
             time.sleep(1)
         self.say(f"{len(flat)} flat tables are made from them")
 
+    def follow_current_tables(self) -> None:
+        """Waits for the run that automation starts for the current tables, and for its end."""
+        from dagster import RunsFilter
+
+        from pipeline.exports.current import current_types, is_current
+        from pipeline.orchestration.instance import open_database
+        from pipeline.orchestration.names import SOURCE_TAG
+
+        deadline = time.monotonic() + _CURRENT_SECONDS
+        ours = RunsFilter(tags={SOURCE_TAG: self.source.name})
+        with open_database(self.config) as instance:
+            while time.monotonic() < deadline:
+                done = all(is_current(self.session, each) for each in current_types(self.session))
+                if done and all(run.is_finished for run in instance.get_runs(ours)):
+                    self.say("the current tables, with what is true now, are made and checked")
+                    return
+                time.sleep(1)
+        self.say(f"current tables are missing; see {self.logs / 'daemon.log'}")
+
     def show(self, export_id: str, receipt: Receipt) -> None:
         """The tables with their rows, where one row came from, and how to go on."""
         console = Console()
@@ -256,8 +277,8 @@ class _Demo:
             "  make dev          the Dagster UI at http://127.0.0.1:3000, with this night in it\n"
             f"  .venv/bin/fhir-export show {self.source.name}/{export_id}\n"
             f"  .venv/bin/fhir-export to-ndjson {self.source.name}/patient | head -n 1\n"
-            f"The tables lie in {self._shown(self.session.lake.full(self.source.name))}/tables; "
-            "the README tells how to query them.",
+            f"The tables lie in {self._shown(self.session.lake.full(self.source.name))}: what is true now in "
+            "current/, each export in tables/; the README tells how to query them.",
             soft_wrap=True,
             highlight=False,
             markup=False,

@@ -103,6 +103,18 @@ def update_current(session: Session, resource_type: str, *, anew: bool = False) 
     )
 
 
+def is_current(session: Session, resource_type: str) -> bool:
+    """Whether its current table holds all exports that count, and no other. Raises `LakeError`."""
+    from pipeline.tables.current.chunks import ChunkTable
+
+    places, lake = places_of(session, resource_type), session.lake
+    current, buried = (
+        ChunkTable.at(lake.table_uri(each), lake.storage_options) for each in (places.current, places.deleted)
+    )
+    due = _due(Exports(session), current, buried, _parts(session, resource_type), "")
+    return not due.anew and not due.pending
+
+
 def _update(session: Session, resource_type: str, *, anew: bool) -> CurrentTable:
     from pipeline.tables.current.chunks import ChunkTable
     from pipeline.tables.current.merging import latest_of, merge

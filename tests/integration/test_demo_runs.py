@@ -43,6 +43,6 @@ def test_the_demo_runs_a_night_and_shows_tables_and_the_lineage_of_one_row(tmp_p
     rows = sum(1 for _ in truth(1, 100, 1, "demo"))
     assert re.search(rf"all\s*│\s*{rows:,}", done.stdout), done.stdout
     words = ("opened export run", "output-000000, line", "sha256", "Dagster run", "make dev")
-    for word in (*words, "flat tables are made"):
+    for word in (*words, "flat tables are made", "are made and checked"):
         assert word in done.stdout + done.stderr, word
     assert {each.name for each in tmp_path.iterdir()} == {"dagster_home", "lake"}
