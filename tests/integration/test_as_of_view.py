@@ -135,6 +135,8 @@ EXPORTS = pa.schema(
         ("export_id", pa.string()),
         ("transaction_time", pa.string()),
         ("since", pa.string()),
+        ("supplement_of", pa.string()),
+        ("patients", pa.int64()),
         ("tables", pa.list_(pa.struct([("table_name", pa.string()), ("rows", pa.int64())]))),
     ]
 )
