@@ -48,6 +48,15 @@ def decode(data: bytes, inside: Inside = MappingProxyType({})) -> Fields:
         raise _damaged() from None
 
 
+def decode_at(data: bytes, begin: int, inside: Inside = MappingProxyType({})) -> tuple[Fields, int]:
+    """The structure that begins there, and where it ends. Raises LakeError when there is none."""
+    reader = _Reader(data, begin)
+    try:
+        return reader.structure(inside), reader.at
+    except (IndexError, struct.error):
+        raise _damaged() from None
+
+
 def items(data: bytes) -> list[Any]:
     """The items of an encoded list. Raises LakeError when it is none."""
     reader = _Reader(data)
@@ -99,9 +108,13 @@ def _damaged() -> LakeError:
 
 
 class _Reader:
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, begin: int = 0) -> None:
         self._data = data
-        self._at = 0
+        self._at = begin
+
+    @property
+    def at(self) -> int:
+        return self._at
 
     def structure(self, inside: Inside) -> Fields:
         fields: Fields = {}
