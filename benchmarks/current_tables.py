@@ -70,17 +70,20 @@ def best(run: Callable[[], Told], most: int = _RUNS) -> Told:
 class Bench:
     """Exports and tables in one temporary lake."""
 
-    def __init__(self, folder: Path, runs: int) -> None:
+    def __init__(self, folder: Path, runs: int, kept: Path | None) -> None:
         self.folder = folder
+        self.kept = kept
         self.runs = runs
         self.lake = folder / "lake"
         self.lake.mkdir()
 
     def ndjson(self, tenth: int) -> list[str]:
         """The first export of ten times that many rows, in ten files."""
-        (self.folder / "ndjson").mkdir()
-        apart(work.make_first, folder=str(self.folder / "ndjson"), rows=10 * tenth, piece=tenth)
-        return [str(path) for path in sorted((self.folder / "ndjson").iterdir())]
+        folder = self.kept or self.folder / "ndjson"
+        folder.mkdir(exist_ok=True)
+        if not any(folder.iterdir()):
+            apart(work.make_first, folder=str(folder), rows=10 * tenth, piece=tenth)
+        return [str(path) for path in sorted(folder.iterdir())]
 
     def convert(self, paths: Sequence[str], out: str, export_id: str, like: str | None = None) -> Told:
         """Into the lake's folder `out`; `like` is an export's folder."""
@@ -248,7 +251,7 @@ def main() -> int:
         if (free := shutil.disk_usage(name).free) < 10 * tenth * _ROW_BYTES:
             print(f"{name} has {free / 1e9:.1f} GB free: too little for {10 * tenth:,} rows", file=sys.stderr)
             return 2
-        return _run(Bench(Path(name), 1 if options.quick else _RUNS), tenth, options.json)
+        return _run(Bench(Path(name), 1 if options.quick else _RUNS, options.ndjson), tenth, options.json)
 
 
 def _run(bench: Bench, tenth: int, out: Path | None) -> int:
@@ -294,6 +297,7 @@ def _options() -> argparse.Namespace:
     add("--quick", action="store_true", help="20,000 rows: whether it runs, not what it costs")
     add("--json", type=Path, help="also write the results to this file")
     add("--folder", help="where the temporary folder is made; it needs 2 kB a row")
+    add("--ndjson", type=Path, help="a folder for the NDJSON, made once for that number of rows and kept")
     options = parser.parse_args()
     if options.rows < _LEAST:
         parser.error(f"--rows: {_LEAST:,} at least")

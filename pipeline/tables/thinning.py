@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _MAGIC: Final = b"PAR1"
-_FOOTER: Final[thrift.Inside] = {2: {}, 4: {1: {3: {12: {}, 16: {}}}}}
+_FOOTER: Final[thrift.Inside] = {2: {}, 4: {1: {3: {}}}}
 _PAGE: Final[thrift.Inside] = {5: {}, 7: {}}
 _DATA, _DICTIONARY = 0, 2
 """Types of pages."""
@@ -62,11 +62,8 @@ class _Thinned:
     """A column without some of its rows."""
 
     body: bytes
-    uncompressed: int
-    entries: int
-    values: int
-    told: tuple[int, ...]
-    """How often each repetition level is there, and then each definition level."""
+    changed: Fields
+    """Of its metadata."""
     first_data: int
     """Where its first data page begins in the body."""
     pages_left_out: bool
@@ -139,15 +136,13 @@ class _Thinning:
                 found: Fields = {**meta, **_places(first, int(meta[9][1]), self._at)}
             else:
                 thinned = self._thinned(leaf, meta, body, stays, int(mask.sum()))
-                found = _changed(meta, thinned, leaf) | _places(0, thinned.first_data, self._at)
+                found = {**meta, **thinned.changed, **_places(0, thinned.first_data, self._at)}
                 body = thinned.body
-            for number in (12, 16):
-                if number in found:
-                    found[number] = (thrift.STRUCT, thrift.encode(found[number][1]))
             # Indices of pages and Bloom filters are not copied.
-            found = {number: value for number, value in found.items() if number not in (10, 14, 15)}
-            if 11 not in meta:
-                found.pop(11)
+            left_out = {10, 14, 15} if 11 in meta else {10, 11, 14, 15}
+            if not whole and thinned.pages_left_out:
+                left_out.add(13)
+            found = {number: value for number, value in found.items() if number not in left_out}
             uncompressed += found[6][1]
             columns.append(thrift.encode({2: (thrift.I64, 0), 3: (thrift.STRUCT, thrift.encode(found))}))
             self._write(body)
@@ -179,7 +174,7 @@ class _Thinning:
             raise UnfitForThinning
         if len(body) > _ALIKE:
             return _thinned_column(leaf, meta, body, stays, rows)
-        key = (leaf, meta[4][1], meta[5][1], 11 in meta, body)
+        key = (leaf, meta[4][1], meta[5][1], 11 in meta, meta.get(12), meta.get(16), body)
         if key not in self._alike:
             self._alike[key] = _thinned_column(leaf, meta, body, stays, rows)
         return self._alike[key]
@@ -229,15 +224,16 @@ def _thinned_column(leaf: _Leaf, meta: Fields, body: bytes, stays: NDArray[np.ui
         uncompressed += len(fresh) + len(written)
     if found != rows or page[codes.PAGE_ROW] != len(stays) - 1:
         raise _damaged()
-    return _Thinned(
-        b"".join([dictionary, *out]),
-        uncompressed,
-        entries,
-        values,
-        tuple(told.tolist()),
-        len(dictionary),
-        left_out,
-    )
+    changed: Fields = {
+        5: (thrift.I64, entries),
+        6: (thrift.I64, uncompressed),
+        7: (thrift.I64, len(dictionary) + sum(map(len, out))),
+    }
+    if 12 in meta:
+        changed[12] = (thrift.STRUCT, _statistics(meta[12][1], entries - values, empty=not values))
+    if 16 in meta:
+        changed[16] = (thrift.STRUCT, _sizes(meta[16][1], told.tolist(), leaf))
+    return _Thinned(b"".join([dictionary, *out]), changed, len(dictionary), left_out)
 
 
 def _pages(body: bytes, entries: int) -> Iterator[tuple[Fields, bytes, bytes]]:
@@ -280,10 +276,10 @@ def _thinned_page(
     plain: NDArray[np.uint8], page: NDArray[np.int64], stays: NDArray[np.uint8], told: NDArray[np.int64]
 ) -> memoryview:
     entries = int(page[codes.PAGE_ENTRIES])
-    repeats, depths = np.empty(entries, np.uint8), np.empty(entries, np.uint8)
+    repeats, depths = np.empty(2 * entries, np.uint8), np.empty(2 * entries, np.uint8)
     # Levels and places in a dictionary take at most 33 bytes for each eight.
     out = np.empty(len(plain) + 3 * 34 * (entries // 8 + 1) + 64, np.uint8)
-    numbers = np.empty(entries, np.uint32)
+    numbers = np.empty(2 * entries, np.uint32)
     if native.call(codes.THIN, 0, plain, page, stays, repeats, depths, numbers, out, told) < 0:
         raise _damaged()
     return out[: int(page[codes.PAGE_AT])].data
@@ -359,33 +355,28 @@ def _places(first: int, data: int, to: int) -> Fields:
     return {9: (thrift.I64, data - first + to), 11: (thrift.I64, to)}
 
 
-def _changed(meta: Fields, thinned: _Thinned, leaf: _Leaf) -> Fields:
-    """The column's metadata without those rows."""
-    found = {
-        **meta,
-        5: (thrift.I64, thinned.entries),
-        6: (thrift.I64, thinned.uncompressed),
-        7: (thrift.I64, len(thinned.body)),
-    }
-    if thinned.pages_left_out:
-        found.pop(13, None)
-    if 12 in meta:
-        statistics = {number: value for number, value in meta[12][1].items() if number != 4}
-        if 3 in statistics:
-            statistics[3] = (thrift.I64, thinned.entries - thinned.values)
-        if not thinned.values:
-            statistics = {number: value for number, value in statistics.items() if number == 3}
-        # They still hold, but the rows that had them may be gone.
-        statistics |= {number + 2: (thrift.TRUE, False) for number in (5, 6) if number in statistics}
-        found[12] = (thrift.STRUCT, statistics)
-    if 16 in meta:
-        sizes = {}
-        both = thinned.told[: leaf.repeats + 1], thinned.told[leaf.repeats + 1 :]
-        for number, counts in zip((2, 3), both, strict=True):
-            if number in meta[16][1]:
-                sizes[number] = (thrift.LIST, thrift.list_of(thrift.I64, list(counts)))
-        found[16] = (thrift.STRUCT, sizes)
-    return found
+def _statistics(before: bytes, nulls: int, *, empty: bool) -> bytes:
+    """Least and greatest still hold, but the rows that had them may be gone."""
+    fields = {number: value for number, value in thrift.decode(before).items() if number != 4}
+    if 3 in fields:
+        fields[3] = (thrift.I64, nulls)
+    if empty:
+        fields = {number: value for number, value in fields.items() if number == 3}
+    fields |= {number + 2: (thrift.TRUE, False) for number in (5, 6) if number in fields}
+    return thrift.encode(fields)
+
+
+def _sizes(before: bytes, told: Sequence[int], leaf: _Leaf) -> bytes:
+    """How often each level is there, where that was told."""
+    there = thrift.decode(before)
+    both = told[: leaf.repeats + 1], told[leaf.repeats + 1 :]
+    return thrift.encode(
+        {
+            number: (thrift.LIST, thrift.list_of(thrift.I64, list(counts)))
+            for number, counts in zip((2, 3), both, strict=True)
+            if number in there
+        }
+    )
 
 
 def _damaged() -> LakeError:

@@ -55,6 +55,21 @@ def _word(data, at):
 
 
 @_jit
+def _eight(data, at):
+    """Eight bytes, little end first; one load for the compiler."""
+    return (
+        np.int64(data[at])
+        | (np.int64(data[at + 1]) << 8)
+        | (np.int64(data[at + 2]) << 16)
+        | (np.int64(data[at + 3]) << 24)
+        | (np.int64(data[at + 4]) << 32)
+        | (np.int64(data[at + 5]) << 40)
+        | (np.int64(data[at + 6]) << 48)
+        | (np.int64(data[at + 7]) << 56)
+    )
+
+
+@_jit
 def _unpack(data, at, end, width, count, values):
     """Reads `count` numbers of an RLE and bit-packed hybrid; returns where it ended, or -1."""
     done = 0
@@ -79,17 +94,19 @@ def _unpack(data, at, end, width, count, values):
             # The last run may lack the bytes of what only fills it up.
             if at + ((length * width + 7) >> 3) > end or length == 0:
                 return -1
-            held = np.int64(0)
-            have = 0
-            place = at
-            for i in range(length):
-                while have < width:
-                    held |= np.int64(data[place]) << have
-                    place += 1
-                    have += 8
-                values[done + i] = held & mask
-                held >>= width
-                have -= width
+            # Eight bytes at a time, as long as they are there.
+            safe = 0
+            if width and at + 8 <= data.size:
+                safe = min(length, ((data.size - at - 8) * 8) // width + 1)
+            for i in range(safe):
+                bit = i * width
+                values[done + i] = (_eight(data, at + (bit >> 3)) >> (bit & 7)) & mask
+            for i in range(safe, length):
+                number = np.int64(0)
+                for k in range(width):
+                    bit = i * width + k
+                    number |= ((np.int64(data[at + (bit >> 3)]) >> (bit & 7)) & 1) << k
+                values[done + i] = number
             at = min(stop, end)
         else:
             length = min(head >> 1, count - done)
@@ -99,8 +116,8 @@ def _unpack(data, at, end, width, count, values):
             for i in range(size):
                 value |= np.int64(data[at + i]) << (8 * i)
             at += size
-            for i in range(length):
-                values[done + i] = value
+            for i in range(np.uint64(done), np.uint64(done + length)):
+                values[i] = value
         done += length
     return at
 
@@ -110,21 +127,21 @@ def _same(values, at, count):
     """How many of the numbers from `at` on are equal, if at least eight are; else 0."""
     if at + 8 > count:
         return 0
-    value = values[at]
-    for i in range(1, 8):
-        if values[at + i] != value:
+    begin, end = np.uint64(at), np.uint64(count)
+    value = values[begin]
+    for i in range(begin + np.uint64(1), begin + np.uint64(8)):
+        if values[i] != value:
             return 0
-    length = 8
-    while at + length < count and values[at + length] == value:
-        length += 1
-    return length
+    place = begin + np.uint64(8)
+    while place < end and values[place] == value:
+        place += np.uint64(1)
+    return np.int64(place - begin)
 
 
 @_jit
-def _pack(values, count, width, out, at):
-    """Writes such a hybrid; returns where it ends."""
+def _pack(values, i, count, width, out, at):
+    """Writes the numbers from `i` to `count` as such a hybrid; returns where it ends."""
     size = (width + 7) >> 3
-    i = 0
     while i < count:
         length = _same(values, i, count)
         if length:
@@ -146,15 +163,23 @@ def _pack(values, count, width, out, at):
         held = np.int64(0)
         have = 0
         while True:
-            for k in range(8):
-                if i + k < count:
-                    held |= np.int64(values[i + k]) << have
-                have += width
-                while have >= 8:
-                    out[at] = held & 255
-                    at += 1
-                    held >>= 8
-                    have -= 8
+            if width <= 7 and i + 8 <= count:
+                for k in range(8):
+                    held |= np.int64(values[i + k]) << (k * width)
+                for k in range(width):
+                    out[at + k] = (held >> (8 * k)) & 255
+                held = 0
+                at += width
+            else:
+                for k in range(8):
+                    if i + k < count:
+                        held |= np.int64(values[i + k]) << have
+                    have += width
+                    while have >= 8:
+                        out[at] = held & 255
+                        at += 1
+                        held >>= 8
+                        have -= 8
             i += 8
             groups += 1
             if i >= count or groups == _MOST_GROUPS or _same(values, i, min(count, i + 8)):
@@ -183,7 +208,7 @@ def _levels(data, at, most, count, values):
 
 @_jit
 def _copy(data, a, b, out, to):
-    """Bytes `a` to `b`; places without a sign, which numba would ask about at each byte."""
+    """Items `a` to `b`; places have no sign here and below, which numba would ask about at each of them."""
     source, target = np.uint64(a), np.uint64(to)
     for k in range(np.uint64(b - a)):
         out[target + k] = data[source + k]
@@ -191,18 +216,46 @@ def _copy(data, a, b, out, to):
 
 
 @_jit
-def _alike(values, count):
-    for i in range(1, count):
-        if values[i] != values[0]:
-            return False
-    return True
+def _span(
+    a, b, stays, data, depths, repeats, numbers, out, count, deepest, most, mode, size, kept, found, value,
+    source, target,
+):  # fmt: skip
+    """The entries from `a` to `b`, which all stay or all go: those that stay are copied behind `count`.
+
+    Returns how many entries and values have stayed until then, and how many values there were, where their
+    bytes end in `data` (-1: beyond its end), and in `out`.
+    """
+    values = 0
+    for i in range(np.uint64(a), np.uint64(b)):
+        values += depths[i] == deepest
+    stop = source
+    if mode == PAGE_TEXTS:
+        for _ in range(values):
+            if stop + 4 > data.size:
+                return kept, found, value, -1, target
+            stop += 4 + _word(data, stop)
+        if stop > data.size:
+            return kept, found, value, -1, target
+    elif mode == PAGE_FIXED:
+        stop += values * size
+    if stays:
+        _copy(depths, a, b, depths, count + kept)
+        if most:
+            _copy(repeats, a, b, repeats, count + kept)
+        if mode == PAGE_TEXTS or mode == PAGE_FIXED:
+            target = _copy(data, source, stop, out, target)
+        else:
+            _copy(numbers, value, value + values, numbers, count + found)
+        kept += b - a
+        found += values
+    return kept, found, value + values, stop, target
 
 
 @_jit
-def _put_levels(values, count, most, out, at):
+def _put_levels(values, begin, end, most, out, at):
     if most == 0:
         return at
-    return _put_length(out, at, _pack(values, count, _bits(most), out, at + 4))
+    return _put_length(out, at, _pack(values, begin, end, _bits(most), out, at + 4))
 
 
 @_jit
@@ -213,12 +266,22 @@ def _put_length(out, at, end):
 
 
 @_jit
+def _count(values, begin, end, most, told, at):
+    """How often each level is there; one after the other, many at a time."""
+    for level in range(most + 1):
+        found = 0
+        for i in range(np.uint64(begin), np.uint64(end)):
+            found += values[i] == level
+        told[at + level] += found
+
+
+@_jit
 def thin_page(data, page, keep, repeats, depths, numbers, out, told):
     """The page without the rows at which `keep` is 0.
 
     `page` holds what is known of it (`codes.PAGE_...`); of these its row, entries and rows, and where `out`
-    ends, are written back. `repeats`, `depths` and `numbers` are room for a number for each entry. `told` has
-    a count for each repetition level and then for each definition level, which is added to.
+    ends, are written back. `repeats`, `depths` and `numbers` are room for two numbers for each entry. `told`
+    has a count for each repetition level and then for each definition level, which is added to.
     """
     count, deepest, most = page[PAGE_ENTRIES], page[PAGE_DEPTH], page[PAGE_REPEATS]
     mode, size = page[PAGE_MODE], page[PAGE_WIDTH]
@@ -253,83 +316,59 @@ def thin_page(data, page, keep, repeats, depths, numbers, out, told):
         if at + 4 > end or _unpack(data, at + 4, end, 1, values, numbers) < 0:
             return -1
 
-    # What stays, moved together: levels and numbers here, other values from where they lie to the end of out.
+    # What stays: levels and numbers behind those that were read, other values at the end of `out`.
     row, rows = page[PAGE_ROW], 0
     copied = mode == PAGE_TEXTS or mode == PAGE_FIXED
-    kept = kept_values = 0
-    source = span = at
+    kept = found = value = 0
+    source = at
     target = out.size - (end - at) if copied else out.size
-    begin = target
-    if most == 0 and row + count >= keep.size:
-        return -1
-    if most == 0 and not copied and _alike(depths, count):
-        # The levels are right as they are.
-        for i in range(count):
-            kept += keep[row + 1 + i]
-        if values:
-            for i in range(count):
-                numbers[kept_values] = numbers[i]
-                kept_values += keep[row + 1 + i]
-        row += count
-        rows = kept
-        told[0] += kept
-        if count:
-            told[1 + depths[0]] += kept
-    else:
-        value = 0
-        for i in range(count):
-            level = repeats[i]
-            if level == 0:
-                row += 1
-                if row >= keep.size:
-                    return -1
-                rows += keep[row]
-            elif row < 0:
+    begin, span, stays = target, 0, False
+    if count and repeats[0]:
+        if row < 0:
+            return -1
+        stays = keep[row] != 0
+    for i in range(count + 1):
+        if i < count:
+            if repeats[i]:
+                continue
+            row += 1
+            if row >= keep.size:
                 return -1
-            stays = np.int64(keep[row])
-            depth = depths[i]
-            held = np.int64(depth == deepest)
-            repeats[kept] = level
-            depths[kept] = depth
-            kept += stays
-            if not copied:
-                numbers[kept_values] = numbers[value]
-            elif held:
-                if mode == PAGE_TEXTS:
-                    if source + 4 > end:
-                        return -1
-                    size = 4 + _word(data, source)
-                if source + size > end:
-                    return -1
-                if not stays:
-                    target = _copy(data, span, source, out, target)
-                    span = source + size
-                source += size
-            value += held
-            kept_values += stays & held
-        target = _copy(data, span, source, out, target)
-        for i in range(kept):
-            told[repeats[i]] += 1
-            told[most + 1 + depths[i]] += 1
+            now = keep[row] != 0
+            rows += now
+            if now == stays:
+                continue
+        kept, found, value, source, target = _span(
+            span, i, stays, data, depths, repeats, numbers, out, count, deepest, most, mode, size, kept,
+            found, value, source, target,
+        )  # fmt: skip
+        if source < 0:
+            return -1
+        span, stays = i, not stays
+    if most:
+        _count(repeats, count, count + kept, most, told, 0)
+    else:
+        told[0] += kept
+    _count(depths, count, count + kept, deepest, told, most + 1)
 
-    to = _put_levels(repeats, kept, most, out, 0)
-    to = _put_levels(depths, kept, deepest, out, to)
+    to = _put_levels(repeats, count, count + kept, most, out, 0)
+    to = _put_levels(depths, count, count + kept, deepest, out, to)
     if copied:
         to = _copy(out, begin, target, out, to)
     elif mode == PAGE_DICTIONARY:
         out[to] = width
-        to = _pack(numbers, kept_values, width, out, to + 1)
+        to = _pack(numbers, count, count + found, width, out, to + 1)
     elif mode == PAGE_BITS:
-        for k in range((kept_values + 7) >> 3):
+        for k in range((found + 7) >> 3):
             out[to + k] = 0
-        for i in range(kept_values):
-            out[to + (i >> 3)] |= np.uint8(numbers[i] << (i & 7))
-        to += (kept_values + 7) >> 3
+        for i in range(found):
+            out[to + (i >> 3)] |= np.uint8(numbers[count + i] << (i & 7))
+        to += (found + 7) >> 3
     else:
-        to = _put_length(out, to, _pack(numbers, kept_values, 1, out, to + 4))
+        to = _put_length(out, to, _pack(numbers, count, count + found, 1, out, to + 4))
     page[PAGE_ROW] = row
     page[PAGE_ROWS] = rows
     page[PAGE_ENTRIES] = kept
     page[PAGE_AT] = to
-    page[PAGE_TELLS] = kept_values
+    page[PAGE_TELLS] = found
     return 0

@@ -60,6 +60,9 @@ def check(source: Path, keep: np.ndarray[Any, Any], folder: Path) -> None:
             metadata = part.metadata.row_group(group)
             for place in range(metadata.num_columns):
                 check_statistics(metadata.column(place), part.read_row_group(group), columns)
+    # Twice the same bytes: nothing of what lay in memory before.
+    assert thin(source, folder / "twice", keep) == len(stay)
+    assert (folder / "twice").read_bytes() == target.read_bytes()
     again = np.arange(len(stay)) % 2 == 0
     thin(target, folder / "again", again)
     assert rows_of(folder / "again") == stay[::2]
