@@ -140,7 +140,9 @@ PAGE_AT: Final = 7
 """Bytes that were written."""
 PAGE_TELLS: Final = 8
 """Values that stay."""
-PAGE_COLUMNS: Final = 9
+PAGE_HELD: Final = 9
+"""Values that there were."""
+PAGE_COLUMNS: Final = 10
 
 # --- how its values are written ---
 PAGE_DICTIONARY: Final = 0

@@ -62,11 +62,16 @@ class _Thinned:
     """A column without some of its rows."""
 
     body: bytes
-    changed: Fields
-    """Of its metadata."""
+    uncompressed: int
+    entries: int
+    values: int
+    told: tuple[int, ...]
+    """How often each repetition level is there, and then each definition level."""
     first_data: int
     """Where its first data page begins in the body."""
     pages_left_out: bool
+    empty: bool
+    """There was no value before: then its type does not matter."""
 
 
 def thin(source: Path, target: Path, keep: NDArray[np.bool_]) -> int:
@@ -95,7 +100,9 @@ class _Thinning:
         self._footer = _footer_of(file)
         self._leaves = _leaves(self._footer[2][1])
         self._at = 0
+        # Of the row group: what its columns have in common.
         self._alike: dict[tuple[Any, ...], _Thinned] = {}
+        self._fields: dict[tuple[Any, ...], Fields] = {}
 
     def run(self) -> int:
         self._write(_MAGIC)
@@ -126,7 +133,7 @@ class _Thinning:
 
     def _group(self, group: Fields, mask: NDArray[np.bool_], ordinal: int) -> bytes:
         begin, uncompressed = self._at, 0
-        self._alike = {}
+        self._alike, self._fields = {}, {}
         columns, whole = [], bool(mask.all())
         stays = mask.view(np.uint8)
         for leaf, column in zip(self._leaves, group[1][1], strict=True):
@@ -136,7 +143,11 @@ class _Thinning:
                 found: Fields = {**meta, **_places(first, int(meta[9][1]), self._at)}
             else:
                 thinned = self._thinned(leaf, meta, body, stays, int(mask.sum()))
-                found = {**meta, **thinned.changed, **_places(0, thinned.first_data, self._at)}
+                found = {
+                    **meta,
+                    **self._changed(meta, thinned, leaf),
+                    **_places(0, thinned.first_data, self._at),
+                }
                 body = thinned.body
             # Indices of pages and Bloom filters are not copied.
             left_out = {10, 14, 15} if 11 in meta else {10, 11, 14, 15}
@@ -174,10 +185,23 @@ class _Thinning:
             raise UnfitForThinning
         if len(body) > _ALIKE:
             return _thinned_column(leaf, meta, body, stays, rows)
-        key = (leaf, meta[4][1], meta[5][1], 11 in meta, meta.get(12), meta.get(16), body)
+        key = (leaf.depth, leaf.repeats, meta[4][1], meta[5][1], 11 in meta, body)
         if key not in self._alike:
-            self._alike[key] = _thinned_column(leaf, meta, body, stays, rows)
+            thinned = _thinned_column(leaf, meta, body, stays, rows)
+            if not thinned.empty:
+                return thinned
+            self._alike[key] = thinned
         return self._alike[key]
+
+    def _changed(self, meta: Fields, thinned: _Thinned, leaf: _Leaf) -> Fields:
+        """What of a column's metadata is another now."""
+        if not thinned.empty:
+            return _changed(meta, thinned, leaf)
+        # Those are kept in `_alike` as long as this is.
+        key = (id(thinned), meta.get(12), meta.get(16))
+        if key not in self._fields:
+            self._fields[key] = _changed(meta, thinned, leaf)
+        return self._fields[key]
 
 
 def _thinned_column(leaf: _Leaf, meta: Fields, body: bytes, stays: NDArray[np.uint8], rows: int) -> _Thinned:
@@ -187,7 +211,7 @@ def _thinned_column(leaf: _Leaf, meta: Fields, body: bytes, stays: NDArray[np.ui
     page = np.zeros(codes.PAGE_COLUMNS, np.int64)
     page[codes.PAGE_DEPTH], page[codes.PAGE_REPEATS] = leaf.depth, leaf.repeats
     page[codes.PAGE_ROW] = -1
-    entries = values = uncompressed = found = 0
+    entries = values = uncompressed = found = held = 0
     dictionary = b""
     left_out = False
     for head, head_bytes, data in _pages(body, int(meta[5][1])):
@@ -206,6 +230,7 @@ def _thinned_column(leaf: _Leaf, meta: Fields, body: bytes, stays: NDArray[np.ui
         entries += int(page[codes.PAGE_ENTRIES])
         values += int(page[codes.PAGE_TELLS])
         found += int(page[codes.PAGE_ROWS])
+        held += int(page[codes.PAGE_HELD])
         if not page[codes.PAGE_ENTRIES]:
             left_out = True
             continue
@@ -224,16 +249,16 @@ def _thinned_column(leaf: _Leaf, meta: Fields, body: bytes, stays: NDArray[np.ui
         uncompressed += len(fresh) + len(written)
     if found != rows or page[codes.PAGE_ROW] != len(stays) - 1:
         raise _damaged()
-    changed: Fields = {
-        5: (thrift.I64, entries),
-        6: (thrift.I64, uncompressed),
-        7: (thrift.I64, len(dictionary) + sum(map(len, out))),
-    }
-    if 12 in meta:
-        changed[12] = (thrift.STRUCT, _statistics(meta[12][1], entries - values, empty=not values))
-    if 16 in meta:
-        changed[16] = (thrift.STRUCT, _sizes(meta[16][1], told.tolist(), leaf))
-    return _Thinned(b"".join([dictionary, *out]), changed, len(dictionary), left_out)
+    return _Thinned(
+        b"".join([dictionary, *out]),
+        uncompressed,
+        entries,
+        values,
+        tuple(told.tolist()),
+        len(dictionary),
+        left_out,
+        held == 0,
+    )
 
 
 def _pages(body: bytes, entries: int) -> Iterator[tuple[Fields, bytes, bytes]]:
@@ -353,6 +378,20 @@ def _leaves(elements: Sequence[Fields]) -> list[_Leaf]:
 def _places(first: int, data: int, to: int) -> Fields:
     """Where the first data page, and the first page of all, are when the column begins at `to`."""
     return {9: (thrift.I64, data - first + to), 11: (thrift.I64, to)}
+
+
+def _changed(meta: Fields, thinned: _Thinned, leaf: _Leaf) -> Fields:
+    found: Fields = {
+        5: (thrift.I64, thinned.entries),
+        6: (thrift.I64, thinned.uncompressed),
+        7: (thrift.I64, len(thinned.body)),
+    }
+    if 12 in meta:
+        nulls = thinned.entries - thinned.values
+        found[12] = (thrift.STRUCT, _statistics(meta[12][1], nulls, empty=not thinned.values))
+    if 16 in meta:
+        found[16] = (thrift.STRUCT, _sizes(meta[16][1], thinned.told, leaf))
+    return found
 
 
 def _statistics(before: bytes, nulls: int, *, empty: bool) -> bytes:

@@ -20,6 +20,7 @@ from pipeline.tables.codes import (
     PAGE_DICTIONARY,
     PAGE_ENTRIES,
     PAGE_FIXED,
+    PAGE_HELD,
     PAGE_MODE,
     PAGE_REPEATS,
     PAGE_ROW,
@@ -190,20 +191,36 @@ def _pack(values, i, count, width, out, at):
 
 @_jit
 def _levels(data, at, most, count, values):
-    """Reads levels with their length before them; returns where they end, or -1."""
+    """Reads levels with their length before them; returns where they end, or -1, and the level that all have.
+
+    Where all are one run that level is not written to `values`; it is -1 where they differ.
+    """
     if most == 0:
-        for i in range(count):
-            values[i] = 0
-        return at
+        return at, 0
     if at + 4 > data.size:
-        return -1
+        return -1, -1
     end = at + 4 + _word(data, at)
-    if end > data.size or end < at or _unpack(data, at + 4, end, _bits(most), count, values) < 0:
-        return -1
+    if end > data.size or end < at:
+        return -1, -1
+    if count:
+        head = np.int64(0)
+        place = at + 4
+        shift = 0
+        while place < end and shift <= 35:
+            byte = np.int64(data[place])
+            place += 1
+            head |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                if head & 1 == 0 and head >> 1 >= count and place < end and data[place] <= most:
+                    return end, np.int64(data[place])
+                break
+    if _unpack(data, at + 4, end, _bits(most), count, values) < 0:
+        return -1, -1
     highest = 0
     for i in range(count):
         highest = max(highest, values[i])
-    return -1 if highest > most else end
+    return (-1 if highest > most else end), -1
 
 
 @_jit
@@ -217,8 +234,8 @@ def _copy(data, a, b, out, to):
 
 @_jit
 def _span(
-    a, b, stays, data, depths, repeats, numbers, out, count, deepest, most, mode, size, kept, found, value,
-    source, target,
+    a, b, stays, data, depths, depth, repeats, repeat, numbers, out, count, deepest, mode, size, kept, found,
+    value, source, target,
 ):  # fmt: skip
     """The entries from `a` to `b`, which all stay or all go: those that stay are copied behind `count`.
 
@@ -226,8 +243,11 @@ def _span(
     bytes end in `data` (-1: beyond its end), and in `out`.
     """
     values = 0
-    for i in range(np.uint64(a), np.uint64(b)):
-        values += depths[i] == deepest
+    if depth == deepest:
+        values = b - a
+    elif depth < 0:
+        for i in range(np.uint64(a), np.uint64(b)):
+            values += depths[i] == deepest
     stop = source
     if mode == PAGE_TEXTS:
         for _ in range(values):
@@ -239,8 +259,9 @@ def _span(
     elif mode == PAGE_FIXED:
         stop += values * size
     if stays:
-        _copy(depths, a, b, depths, count + kept)
-        if most:
+        if depth < 0:
+            _copy(depths, a, b, depths, count + kept)
+        if repeat < 0:
             _copy(repeats, a, b, repeats, count + kept)
         if mode == PAGE_TEXTS or mode == PAGE_FIXED:
             target = _copy(data, source, stop, out, target)
@@ -252,10 +273,20 @@ def _span(
 
 
 @_jit
-def _put_levels(values, begin, end, most, out, at):
+def _put_levels(values, same, begin, end, most, out, at):
     if most == 0:
         return at
-    return _put_length(out, at, _pack(values, begin, end, _bits(most), out, at + 4))
+    if same < 0:
+        return _put_length(out, at, _pack(values, begin, end, _bits(most), out, at + 4))
+    to = at + 4
+    head = (end - begin) << 1
+    while head > 127:
+        out[to] = (head & 127) | 128
+        head >>= 7
+        to += 1
+    out[to] = head
+    out[to + 1] = same
+    return _put_length(out, at, to + 2)
 
 
 @_jit
@@ -285,17 +316,19 @@ def thin_page(data, page, keep, repeats, depths, numbers, out, told):
     """
     count, deepest, most = page[PAGE_ENTRIES], page[PAGE_DEPTH], page[PAGE_REPEATS]
     mode, size = page[PAGE_MODE], page[PAGE_WIDTH]
-    at = _levels(data, 0, most, count, repeats)
+    at, repeat = _levels(data, 0, most, count, repeats)
     if at < 0:
         return -1
-    at = _levels(data, at, deepest, count, depths)
+    at, depth = _levels(data, at, deepest, count, depths)
     if at < 0:
         return -1
     end = data.size
     values = 0
-    for i in range(count):
-        if depths[i] == deepest:
-            values += 1
+    if depth == deepest:
+        values = count
+    elif depth < 0:
+        for i in range(count):
+            values += depths[i] == deepest
     width = 1
     if mode == PAGE_DICTIONARY:
         if values:
@@ -323,12 +356,29 @@ def thin_page(data, page, keep, repeats, depths, numbers, out, told):
     source = at
     target = out.size - (end - at) if copied else out.size
     begin, span, stays = target, 0, False
-    if count and repeats[0]:
-        if row < 0:
+    if repeat == 0:
+        # Each entry is a row.
+        if row + count >= keep.size:
             return -1
-        stays = keep[row] != 0
-    for i in range(count + 1):
-        if i < count:
+        first = np.uint64(row + 1)
+        for i in range(count):
+            now = keep[first + np.uint64(i)] != 0
+            rows += now
+            if now != stays:
+                kept, found, value, source, target = _span(
+                    span, i, stays, data, depths, depth, repeats, repeat, numbers, out, count, deepest, mode,
+                    size, kept, found, value, source, target,
+                )  # fmt: skip
+                if source < 0:
+                    return -1
+                span, stays = i, now
+        row += count
+    else:
+        if count and (repeat > 0 or repeats[0]):
+            if row < 0:
+                return -1
+            stays = keep[row] != 0
+        for i in range(count if repeat < 0 else 0):
             if repeats[i]:
                 continue
             row += 1
@@ -336,23 +386,31 @@ def thin_page(data, page, keep, repeats, depths, numbers, out, told):
                 return -1
             now = keep[row] != 0
             rows += now
-            if now == stays:
-                continue
-        kept, found, value, source, target = _span(
-            span, i, stays, data, depths, repeats, numbers, out, count, deepest, most, mode, size, kept,
-            found, value, source, target,
-        )  # fmt: skip
-        if source < 0:
-            return -1
-        span, stays = i, not stays
-    if most:
+            if now != stays:
+                kept, found, value, source, target = _span(
+                    span, i, stays, data, depths, depth, repeats, repeat, numbers, out, count, deepest, mode,
+                    size, kept, found, value, source, target,
+                )  # fmt: skip
+                if source < 0:
+                    return -1
+                span, stays = i, now
+    kept, found, value, source, target = _span(
+        span, count, stays, data, depths, depth, repeats, repeat, numbers, out, count, deepest, mode, size,
+        kept, found, value, source, target,
+    )  # fmt: skip
+    if source < 0:
+        return -1
+    if repeat < 0:
         _count(repeats, count, count + kept, most, told, 0)
     else:
-        told[0] += kept
-    _count(depths, count, count + kept, deepest, told, most + 1)
+        told[repeat] += kept
+    if depth < 0:
+        _count(depths, count, count + kept, deepest, told, most + 1)
+    else:
+        told[most + 1 + depth] += kept
 
-    to = _put_levels(repeats, count, count + kept, most, out, 0)
-    to = _put_levels(depths, count, count + kept, deepest, out, to)
+    to = _put_levels(repeats, repeat, count, count + kept, most, out, 0)
+    to = _put_levels(depths, depth, count, count + kept, deepest, out, to)
     if copied:
         to = _copy(out, begin, target, out, to)
     elif mode == PAGE_DICTIONARY:
@@ -371,4 +429,5 @@ def thin_page(data, page, keep, repeats, depths, numbers, out, told):
     page[PAGE_ENTRIES] = kept
     page[PAGE_AT] = to
     page[PAGE_TELLS] = found
+    page[PAGE_HELD] = values
     return 0

@@ -301,7 +301,7 @@ class _Merging:
 
     def _read(self, path: str, number: int, vocabulary: Vocabulary) -> tuple[NDArray[np.int32], Versions]:
         with self._opened(path) as part:
-            return _coded(vocabulary, *read_evidence(part, number))
+            return _coded(vocabulary, *read_evidence(part, number, vocabulary.knows))
 
     def _fold(
         self,
