@@ -293,7 +293,7 @@ def _run(bench: Bench, tenth: int, out: Path | None) -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.current_tables", description=__doc__)
     add = parser.add_argument
-    add("--rows", type=int, default=2_000_000, help="of the largest table (default: 2,000,000)")
+    add("--rows", type=int, default=200_000, help="of the largest table (default: 200,000)")
     add("--quick", action="store_true", help="20,000 rows: whether it runs, not what it costs")
     add("--json", type=Path, help="also write the results to this file")
     add("--folder", help="where the temporary folder is made; it needs 2 kB a row")

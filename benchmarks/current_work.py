@@ -18,6 +18,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib.abc import MetaPathFinder
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -331,8 +332,17 @@ def apart(job: Callable[..., Told], **arguments: Any) -> Told:
     return told
 
 
+class _Absent(MetaPathFinder):
+    """pandas, which is here for the tests only: pyarrow imports it where it is installed, for half a second."""
+
+    def find_spec(self, name: str, _path: Any, _target: Any = None) -> None:
+        if name == "pandas":
+            raise ModuleNotFoundError(name=name)
+
+
 def main() -> int:
     """Run one job."""
+    sys.meta_path.insert(0, _Absent())
     arguments = json.load(sys.stdin)
     if hasattr(os, "sched_setaffinity"):
         # Before any import that starts threads.

@@ -172,9 +172,12 @@ class _Thinning:
     def _body(self, meta: Fields) -> tuple[bytes, int]:
         """A column's bytes, and where they begin in the file."""
         begin = int(meta[11][1] if 11 in meta else meta[9][1])
+        size = int(meta[7][1])
+        if not 0 <= begin <= meta[9][1] or size < 0:
+            raise _damaged()
         self._file.seek(begin)
-        body = self._file.read(meta[7][1])
-        if len(body) < meta[7][1] or begin > meta[9][1]:
+        body = self._file.read(size)
+        if len(body) < size:
             raise _damaged()
         return body, begin
 
