@@ -333,7 +333,7 @@ def apart(job: Callable[..., Told], **arguments: Any) -> Told:
 
 
 class _Absent(MetaPathFinder):
-    """pandas, which is here for the tests only: pyarrow imports it where it is installed, for half a second."""
+    """pandas, which only the tests need: pyarrow imports it where it is installed, for half a second."""
 
     def find_spec(self, name: str, _path: Any, _target: Any = None) -> None:
         if name == "pandas":

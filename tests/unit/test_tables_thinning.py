@@ -24,7 +24,7 @@ from test_tables_sparse import CHANCE, SCHEMAS, Row, some_group, write_ours
 
 from pipeline.errors import LakeError
 from pipeline.tables.sparse_reading import held_columns
-from pipeline.tables.thinning import UnfitForThinning, thin
+from pipeline.tables.thinning import UnfitForThinning, is_thinned, thin
 
 PLAIN: dict[str, list[Any]] = {
     "write_statistics": [True, True, False],
@@ -176,6 +176,21 @@ def test_row_groups_without_rows_are_left_out_and_whole_ones_are_copied(tmp_path
     with pq.ParquetFile(tmp_path / "target") as part:
         assert [part.metadata.row_group(n).num_rows for n in range(part.metadata.num_row_groups)] == [10, 5]
     assert rows_of(tmp_path / "target") == table.filter(pa.array(keep)).to_pylist()
+
+
+def test_a_file_says_that_it_may_remember_values_of_rows_that_are_gone(tmp_path: Path) -> None:
+    """Its dictionary does: erasing is to read and write it. Once, however often rows are taken out."""
+    pq.write_table(pa.table({"id": ["a", "b", "c", "a"], "name": ["x", "secret", "x", "x"]}), tmp_path / "0")
+    for number, keep in enumerate([[True, False, True, True], [True, True, False]]):
+        thin(tmp_path / str(number), tmp_path / str(number + 1), np.array(keep))
+        with (
+            pq.ParquetFile(tmp_path / str(number)) as before,
+            pq.ParquetFile(tmp_path / str(number + 1)) as after,
+        ):
+            assert (is_thinned(before), is_thinned(after)) == (number > 0, True)
+            assert len(after.metadata.metadata) == len(before.metadata.metadata) + (number == 0)
+    assert b"secret" in (tmp_path / "2").read_bytes()
+    assert pq.read_table(tmp_path / "2").column("name").to_pylist() == ["x", "x"]
 
 
 @pytest.mark.parametrize(
