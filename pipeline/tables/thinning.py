@@ -97,7 +97,7 @@ def thin(source: Path, target: Path, keep: NDArray[np.bool_]) -> int:
 
 
 def is_thinned(part: Any) -> bool:
-    """Whether an open `pyarrow.parquet.ParquetFile` may hold values, outside its rows, of rows that are gone."""
+    """Whether an open `pyarrow.parquet.ParquetFile` may still hold values of rows that are gone."""
     return THINNED_KEY in (part.metadata.metadata or {})
 
 
