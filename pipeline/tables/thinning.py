@@ -144,7 +144,8 @@ class _Thinning:
     def _group(self, group: Fields, mask: NDArray[np.bool_], ordinal: int) -> bytes:
         begin, uncompressed = self._at, 0
         self._alike, self._fields = {}, {}
-        columns, whole = [], bool(mask.all())
+        kept = int(mask.sum())
+        columns, whole = [], kept == len(mask)
         stays = mask.view(np.uint8)
         for leaf, column in zip(self._leaves, group[1][1], strict=True):
             meta = column[3][1]
@@ -152,7 +153,7 @@ class _Thinning:
             if whole:
                 found: Fields = {**meta, **_places(first, int(meta[9][1]), self._at)}
             else:
-                thinned = self._thinned(leaf, meta, body, stays, int(mask.sum()))
+                thinned = self._thinned(leaf, meta, body, stays, kept)
                 found = {
                     **meta,
                     **self._changed(meta, thinned, leaf),
@@ -172,7 +173,7 @@ class _Thinning:
             | {
                 1: (thrift.LIST, thrift.list_of(thrift.STRUCT, columns)),
                 2: (thrift.I64, uncompressed),
-                3: (thrift.I64, int(mask.sum())),
+                3: (thrift.I64, kept),
                 5: (thrift.I64, begin),
                 6: (thrift.I64, self._at - begin),
                 7: (thrift.I16, ordinal),
