@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.current_work import ANYWHERE, RECENT, Told
@@ -136,15 +136,15 @@ def show_cost(cost: Cost, convert: float) -> None:
     )
 
 
-def show_contenders(whole: Whole, cost: Cost, delta: Told) -> None:
+def show_contenders(whole: Whole, cost: Cost, others: Mapping[str, Told]) -> None:
     print(f"\n{NIGHT:.0%} {cost.kind} of {whole.table:,} rows: CPU s, times ours, peak MB")
     for name, cpu, peak in (
         ("our merge", cost.cpu, cost.peak),
-        ("deltalake's MERGE", delta["cpu"], delta["peak"]),
+        *((name, told["cpu"], told["peak"]) for name, told in others.items()),
         ("the table made again", whole.again, whole.again_peak),
         ("converting the NDJSON again", whole.convert, whole.peak),
     ):
-        print(f"{name:28} {cpu:7.2f} {cpu / cost.cpu:6.2f} {peak / 1e6:7.0f}")
+        print(f"{name:36} {cpu:7.2f} {cpu / cost.cpu:6.2f} {peak / 1e6:7.0f}")
 
 
 def show_wholes(wholes: Sequence[Whole]) -> None:

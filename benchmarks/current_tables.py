@@ -3,8 +3,9 @@
 Observations of the sandbox, each with a random UUID, are converted to an export, merged into a current table,
 and then a change is merged: half of its rows are updates, half are new. The updates are of rows `anywhere`,
 so that every file is hit, or `recent`, of the rows that came last. Table and change have three sizes each.
-At the smallest table our merge stands beside deltalake's MERGE; everywhere beside making the table again from
-the exports, and beside converting the whole NDJSON again. Then chunks of three sizes, and rows sorted by id.
+At the smallest table our merge stands beside deltalake's MERGE, DuckDB, and chunks that are read and written;
+everywhere beside making the table again from the exports, and beside converting the whole NDJSON again. Then
+chunks of three sizes, and rows sorted by id.
 
 Each run is a process of its own on one core (`current_work`): CPU seconds, user and system, its start
 included, the best of the runs where several are cheap; memory is the worst run's. Ends with 1 when the table
@@ -69,17 +70,20 @@ def best(run: Callable[[], Told], most: int = _RUNS) -> Told:
 class Bench:
     """Exports and tables in one temporary lake."""
 
-    def __init__(self, folder: Path, runs: int) -> None:
+    def __init__(self, folder: Path, runs: int, kept: Path | None) -> None:
         self.folder = folder
+        self.kept = kept
         self.runs = runs
         self.lake = folder / "lake"
         self.lake.mkdir()
 
     def ndjson(self, tenth: int) -> list[str]:
         """The first export of ten times that many rows, in ten files."""
-        (self.folder / "ndjson").mkdir()
-        apart(work.make_first, folder=str(self.folder / "ndjson"), rows=10 * tenth, piece=tenth)
-        return [str(path) for path in sorted((self.folder / "ndjson").iterdir())]
+        folder = self.kept or self.folder / "ndjson"
+        folder.mkdir(exist_ok=True)
+        if not any(folder.iterdir()):
+            apart(work.make_first, folder=str(folder), rows=10 * tenth, piece=tenth)
+        return [str(path) for path in sorted(folder.iterdir())]
 
     def convert(self, paths: Sequence[str], out: str, export_id: str, like: str | None = None) -> Told:
         """Into the lake's folder `out`; `like` is an export's folder."""
@@ -104,13 +108,19 @@ class Bench:
         shutil.rmtree(self.lake / name)
 
     def merge(
-        self, table: str, exports: Sequence[str], *, anew: bool = False, chunk_rows: int | None = None
+        self,
+        table: str,
+        exports: Sequence[str],
+        *,
+        anew: bool = False,
+        chunk_rows: int | None = None,
+        thinned: bool = True,
     ) -> Told:
         """Into a copy of the table, which stays as it is."""
 
         def run() -> Told:
             with self._copied(self.lake / table):
-                options = {"anew": anew, "chunk_rows": chunk_rows}
+                options = {"anew": anew, "chunk_rows": chunk_rows, "thinned": thinned}
                 return apart(work.merge, lake=str(self.lake), table="copy", exports=exports, **options)
 
         return best(run, self.runs)
@@ -139,6 +149,22 @@ class Bench:
 
         return best(run, self.runs)
 
+    def others(self, table: str, first: str, change: str, rows: int) -> dict[str, Told]:
+        """What else could be done with a change."""
+        out = str(self.folder / "duckdb.parquet")
+        duckdb = best(
+            lambda: apart(work.duckdb_rewrite, lake=str(self.lake), table=table, export=change, out=out),
+            self.runs,
+        )
+        Path(out).unlink()
+        if duckdb["rows"] != rows:
+            raise ValueError(f"DuckDB has written {duckdb['rows']} rows and not {rows}")
+        return {
+            "our merge, chunks read and written": self.merge(table, [change], thinned=False),
+            "deltalake's MERGE": self.delta_merge(first, change),
+            "DuckDB writes all rows again": duckdb,
+        }
+
 
 def _link(source: str, target: str) -> None:
     Path(target).hardlink_to(source)
@@ -155,16 +181,17 @@ def _checked(told: Told, rows: int, share: float, *, anew: bool = False) -> Told
 
 
 def measure(
-    bench: Bench, paths: Sequence[str], rows: int, *, delta: bool
-) -> tuple[Whole, list[Cost], Told | None]:
-    """A table of that size and its changes; `delta`: deltalake's MERGE too."""
+    bench: Bench, paths: Sequence[str], rows: int, *, contend: bool
+) -> tuple[Whole, list[Cost], dict[str, Told]]:
+    """A table of that size and its changes; `contend`: what else could be done too."""
     export, table = f"first-{rows}/{FIRST}", f"table-{rows}"
     converted = bench.convert(paths, f"first-{rows}", FIRST)
     first = bench.first(table, export)
     ndjson, parquet = converted["ndjson"] / 1e6, first["bytes"] / 1e6
     print(f"\n{rows:,} rows: {ndjson:,.0f} MB of NDJSON, {parquet:.0f} MB of Parquet")
     print(HEAD)
-    costs, again, others = [], first, None
+    costs, again = [], first
+    others: dict[str, Told] = {}
     for kind in (ANYWHERE, RECENT):
         for share in SHARES:
             with bench.change(rows, share, kind, export) as (change, of_change):
@@ -178,7 +205,9 @@ def measure(
                 show_cost(cost, converted["cpu"])
                 if (kind, share) == (ANYWHERE, NIGHT):
                     again = _checked(bench.merge(table, [export, change], anew=True), rows, share, anew=True)
-                    others = _checked(bench.delta_merge(export, change), rows, share) if delta else None
+                    if contend:
+                        others = bench.others(table, export, change, told["rows"])
+                        _checked(others["deltalake's MERGE"], rows, share)
     whole = Whole(
         **{"table": rows, "ndjson": converted["ndjson"], "bytes": first["bytes"]},
         **{"convert": converted["cpu"], "peak": converted["peak"]},
@@ -222,22 +251,22 @@ def main() -> int:
         if (free := shutil.disk_usage(name).free) < 10 * tenth * _ROW_BYTES:
             print(f"{name} has {free / 1e9:.1f} GB free: too little for {10 * tenth:,} rows", file=sys.stderr)
             return 2
-        return _run(Bench(Path(name), 1 if options.quick else _RUNS), tenth, options.json)
+        return _run(Bench(Path(name), 1 if options.quick else _RUNS, options.ndjson), tenth, options.json)
 
 
 def _run(bench: Bench, tenth: int, out: Path | None) -> int:
     print(f"starting a process and importing: {best(lambda: apart(work.start))['cpu']:.2f} CPU s of each")
     paths = bench.ndjson(tenth)
     wholes, costs, layouts = [], [], []
-    contenders: Told | None = None
+    contenders: dict[str, Told] = {}
     for parts in PARTS:
         rows = parts * tenth
-        whole, of_size, delta = measure(bench, paths[:parts], rows, delta=parts == PARTS[0])
+        whole, of_size, others = measure(bench, paths[:parts], rows, contend=parts == PARTS[0])
         wholes.append(whole)
         costs += of_size
-        if delta is not None:
-            contenders = delta
-            show_contenders(whole, next(cost for cost in of_size if cost.share == NIGHT), delta)
+        if others:
+            contenders = others
+            show_contenders(whole, next(cost for cost in of_size if cost.share == NIGHT), others)
         if parts == PARTS[1]:
             layouts = measure_layouts(bench, paths[:parts], rows)
             show_layouts(layouts, rows)
@@ -253,7 +282,7 @@ def _run(bench: Bench, tenth: int, out: Path | None) -> int:
             "costs": [asdict(each) for each in costs],
             "wholes": [asdict(each) for each in wholes],
             "layouts": [asdict(each) for each in layouts],
-            "deltalake": contenders,
+            "contenders": contenders,
             "model": asdict(model),
             "verdicts": [asdict(each) for each in decided],
         }
@@ -264,10 +293,11 @@ def _run(bench: Bench, tenth: int, out: Path | None) -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.current_tables", description=__doc__)
     add = parser.add_argument
-    add("--rows", type=int, default=2_000_000, help="of the largest table (default: 2,000,000)")
+    add("--rows", type=int, default=200_000, help="of the largest table (default: 200,000)")
     add("--quick", action="store_true", help="20,000 rows: whether it runs, not what it costs")
     add("--json", type=Path, help="also write the results to this file")
     add("--folder", help="where the temporary folder is made; it needs 2 kB a row")
+    add("--ndjson", type=Path, help="a folder for the NDJSON, made once for that number of rows and kept")
     options = parser.parse_args()
     if options.rows < _LEAST:
         parser.error(f"--rows: {_LEAST:,} at least")

@@ -18,6 +18,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib.abc import MetaPathFinder
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -140,15 +141,25 @@ def _blocks(path: str) -> Iterator[bytes]:
 
 
 def merge(
-    lake: str, table: str, exports: Sequence[str], *, anew: bool = False, chunk_rows: int | None = None
+    lake: str,
+    table: str,
+    exports: Sequence[str],
+    *,
+    anew: bool = False,
+    chunk_rows: int | None = None,
+    thinned: bool = True,
 ) -> Told:
-    """Exports (folders in the lake, the last one's named last) into a current table."""
+    """Exports (folders in the lake, the last one's named last) into a current table. `thinned`: chunks lose
+    rows without being read and written by pyarrow."""
     from pipeline.lake.lake import open_lake
     from pipeline.sandbox.generator.world import night_instant
+    from pipeline.tables.current import merging
     from pipeline.tables.current.merging import Places, Share
     from pipeline.tables.current.merging import merge as merge_all
     from pipeline.tables.parts import read_part_schema
 
+    if not thinned:
+        merging.thin = _unfit
     root = Path(lake)
     shares = [
         Share(night, 1, night_instant(number + 1) * 1000, tuple(_parts(root, folder)))
@@ -174,6 +185,12 @@ def merge(
         "bytes": sum(chunk.bytes for chunk in after.values()),
         "rewritten": sum(chunk.rows for name, chunk in before.items() if name not in after),
     }
+
+
+def _unfit(*_: Any) -> int:
+    from pipeline.tables.thinning import UnfitForThinning
+
+    raise UnfitForThinning
 
 
 def _parts(root: Path, folder: str) -> list[str]:
@@ -219,6 +236,24 @@ def delta_merge(lake: str, export: str, uri: str) -> Told:
         "removed": done["num_target_rows_updated"],
         "out": done["num_target_files_removed"],
     }
+
+
+def duckdb_rewrite(lake: str, table: str, export: str, out: str) -> Told:
+    """All rows that stand, and those of an export, into one new Parquet file."""
+    import duckdb
+
+    folder = Path(lake) / table / "current"
+    files = [str(folder / chunk.path) for chunk in _chunks(folder).values()]
+    change = [f"{lake}/{path}" for path in _parts(Path(lake), export)]
+    with duckdb.connect(config={"threads": 1, "memory_limit": "900MB", "temp_directory": out + ".tmp"}) as db:
+        (rows,) = db.execute(
+            "COPY (SELECT * FROM read_parquet($files)"
+            " WHERE id NOT IN (SELECT id FROM read_parquet($change))"
+            " UNION ALL BY NAME SELECT * FROM read_parquet($change))"
+            f" TO '{out}' (FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 1)",
+            {"files": files, "change": change},
+        ).fetchone() or (0,)
+    return {**measured(), "rows": rows}
 
 
 def _properties() -> Any:
@@ -278,7 +313,7 @@ JOBS: dict[str, Callable[..., Told]] = {
     job.__name__: job
     for job in (
         *(make_first, make_change, sort_lines),
-        *(start, convert, merge, delta_table, delta_merge, scan),
+        *(start, convert, merge, delta_table, delta_merge, duckdb_rewrite, scan),
     )
 }
 
@@ -297,8 +332,17 @@ def apart(job: Callable[..., Told], **arguments: Any) -> Told:
     return told
 
 
+class _Absent(MetaPathFinder):
+    """pandas, which only the tests need: pyarrow imports it where it is installed, for half a second."""
+
+    def find_spec(self, name: str, _path: Any, _target: Any = None) -> None:
+        if name == "pandas":
+            raise ModuleNotFoundError(name=name)
+
+
 def main() -> int:
     """Run one job."""
+    sys.meta_path.insert(0, _Absent())
     arguments = json.load(sys.stdin)
     if hasattr(os, "sched_setaffinity"):
         # Before any import that starts threads.

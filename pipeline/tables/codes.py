@@ -105,6 +105,7 @@ CLASSES[128:] = 1
 SHRED: Final = 0
 MEASURE: Final = 1
 FILL: Final = 2
+THIN: Final = 3
 
 # --- columns of the layout: where a node's buffers lie in the arena ---
 VALIDITY: Final = 0
@@ -121,3 +122,32 @@ LENGTH: Final = 5
 UNDATED: Final = 6
 """DATE, result: texts that are no dates."""
 LAYOUT_COLUMNS: Final = 7
+
+# --- what is known of a Parquet page that loses rows ---
+PAGE_ENTRIES: Final = 0
+PAGE_DEPTH: Final = 1
+"""Greatest definition level."""
+PAGE_REPEATS: Final = 2
+"""Greatest repetition level."""
+PAGE_MODE: Final = 3
+PAGE_WIDTH: Final = 4
+"""PAGE_FIXED: bytes of a value."""
+PAGE_ROW: Final = 5
+"""Of the row group, at which it ended; -1 before the first."""
+PAGE_ROWS: Final = 6
+"""That began in it and stay."""
+PAGE_AT: Final = 7
+"""Bytes that were written."""
+PAGE_TELLS: Final = 8
+"""Values that stay."""
+PAGE_HELD: Final = 9
+"""Values that there were."""
+PAGE_COLUMNS: Final = 10
+
+# --- how its values are written ---
+PAGE_DICTIONARY: Final = 0
+PAGE_FIXED: Final = 1
+PAGE_TEXTS: Final = 2
+PAGE_BITS: Final = 3
+PAGE_BOOLEANS: Final = 4
+"""Run by run."""

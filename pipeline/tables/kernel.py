@@ -85,6 +85,7 @@ from pipeline.tables.codes import (
     STRUCT,
     TAPE,
     TEXT,
+    THIN,
     TRAILING,
     TYPE,
     UNDATED,
@@ -92,6 +93,7 @@ from pipeline.tables.codes import (
     VALUES,
     WRONG_TYPE,
 )
+from pipeline.tables.thinning_kernel import thin_page
 
 _jit: Any = numba.njit(nogil=True, boundscheck=False, error_model="numpy")
 
@@ -1305,6 +1307,17 @@ def entry(address):
             _flat(call, 6, np.int64),
             _flat(call, 7, np.int64),
             _flat(call, 8, np.int64),
+        )
+    if function == THIN:
+        return thin_page(
+            _flat(call, 0, np.uint8),
+            _flat(call, 1, np.int64),
+            _flat(call, 2, np.uint8),
+            _flat(call, 3, np.uint8),
+            _flat(call, 4, np.uint8),
+            _flat(call, 5, np.uint32),
+            _flat(call, 6, np.uint8),
+            _flat(call, 7, np.int64),
         )
     return 0
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _log = logging.getLogger(__name__)
-_SOURCES: Final = ("kernel.py", "codes.py")
+_SOURCES: Final = ("kernel.py", "thinning_kernel.py", "codes.py")
 _lock = threading.Lock()
 
 

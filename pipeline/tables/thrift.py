@@ -48,6 +48,15 @@ def decode(data: bytes, inside: Inside = MappingProxyType({})) -> Fields:
         raise _damaged() from None
 
 
+def decode_at(data: bytes, begin: int, inside: Inside = MappingProxyType({})) -> tuple[Fields, int]:
+    """The structure that begins there, and where it ends. Raises LakeError when there is none."""
+    reader = _Reader(data, begin)
+    try:
+        return reader.structure(inside), reader.at
+    except (IndexError, struct.error):
+        raise _damaged() from None
+
+
 def items(data: bytes) -> list[Any]:
     """The items of an encoded list. Raises LakeError when it is none."""
     reader = _Reader(data)
@@ -99,9 +108,13 @@ def _damaged() -> LakeError:
 
 
 class _Reader:
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, begin: int = 0) -> None:
         self._data = data
-        self._at = 0
+        self._at = begin
+
+    @property
+    def at(self) -> int:
+        return self._at
 
     def structure(self, inside: Inside) -> Fields:
         fields: Fields = {}
@@ -130,7 +143,7 @@ class _Reader:
         if kind in (TRUE, FALSE, BYTE):
             return self.byte()
         begin = self._at
-        self._skip(kind)
+        self._at = _behind(self._data, begin, kind)
         return self._data[begin : self._at]
 
     def list_head(self) -> tuple[int, int]:
@@ -153,38 +166,68 @@ class _Reader:
                 return value
         raise _damaged()
 
-    def _skip(self, kind: int, depth: int = 0) -> None:
-        if depth == DEEPEST:
-            raise _damaged()
-        if kind == STRUCT:
-            while (head := self.byte()) != 0:
-                if head >> 4 == 0:
-                    self.varint()
-                if head & 15 not in (TRUE, FALSE):
-                    self._skip(head & 15, depth + 1)
-        elif kind == LIST:
-            inner, size = self.list_head()
-            # Each item is a byte at least.
-            if size > len(self._data) - self._at:
-                raise _damaged()
-            for _ in range(size):
-                self._skip(inner, depth + 1)
-        elif kind in (I16, I32, I64):
-            self.varint()
-        elif kind == BINARY:
-            size = self.varint()
-            self._at += size
-        elif kind in _WIDTHS:
-            self._at += _WIDTHS[kind]
-        else:
-            raise _damaged()
-
     def _bytes(self, size: int) -> bytes:
         value = self._data[self._at : self._at + size]
         self._at += size
         if len(value) < size:
             raise _damaged()
         return value
+
+
+def _behind(data: bytes, at: int, kind: int, depth: int = 0) -> int:
+    """Where a value ends. One function without calls for each byte: most of a footer is not looked at."""
+    if depth == DEEPEST:
+        raise _damaged()
+    if kind == STRUCT:
+        return _behind_fields(data, at, depth + 1)
+    if kind == LIST:
+        head = data[at]
+        at += 1
+        inner, size = head & 15, head >> 4
+        if size == 15:
+            size, at = _length(data, at)
+        # Each item is a byte at least.
+        if size > len(data) - at:
+            raise _damaged()
+        for _ in range(size):
+            at = _behind(data, at, inner, depth + 1)
+        return at
+    if I16 <= kind <= I64:
+        while data[at] > 127:
+            at += 1
+        return at + 1
+    if kind == BINARY:
+        size, at = _length(data, at)
+        return at + size
+    if kind not in _WIDTHS:
+        raise _damaged()
+    return at + _WIDTHS[kind]
+
+
+def _behind_fields(data: bytes, at: int, depth: int) -> int:
+    while True:
+        head = data[at]
+        at += 1
+        if head == 0:
+            return at
+        if head < 16:
+            while data[at] > 127:
+                at += 1
+            at += 1
+        kind = head & 15
+        if I16 <= kind <= I64:
+            while data[at] > 127:
+                at += 1
+            at += 1
+        elif kind > FALSE:
+            at = _behind(data, at, kind, depth)
+        elif not kind:
+            raise _damaged()
+
+
+def _length(data: bytes, at: int) -> tuple[int, int]:
+    reader = _Reader(data, at)
+    return reader.varint(), reader.at
 
 
 def _unzigzag(value: int) -> int:

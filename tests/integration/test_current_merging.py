@@ -42,6 +42,7 @@ from pipeline.tables.current.merging import (
 )
 from pipeline.tables.delta import Conflict
 from pipeline.tables.parts import PartWriter
+from pipeline.tables.thinning import UnfitForThinning
 
 Row = dict[str, Any]
 Origin = tuple[str, str, int]
@@ -385,6 +386,34 @@ def test_only_chunks_that_lose_rows_are_replaced(site: Site) -> None:
     fresh = [ids for name, ids in after.items() if name not in before]
     assert sorted(each for ids in fresh for each in ids) == ["new", "p04", "p05", "p07"]
     assert site.tables() == expected(history)
+
+
+def test_a_chunk_that_loses_few_rows_stays_one_and_one_that_loses_many_is_joined(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first by taking its rows out (`thinning`), the rest with what is new. By reading and writing it
+    comes to the same rows."""
+    history = [
+        export(N1, *spread([f"p{number}" for number in range(8)])),
+        export(N2, *spread(["p0", "p4", "p5", "p6"], LATE), deletions=(("p2", None),)),
+    ]
+    shares = [site.share(each) for each in history]
+    for name in ("places", "read"):
+        if name == "read":
+            monkeypatch.setattr(merging, "thin", never)
+        for share in shares:
+            site.merge([share], name, chunk_rows=4)
+        assert site.tables(name) == expected(history)
+    assert sorted(sorted(ids) for ids in site.chunks().values()) == [
+        ["p0", "p4", "p5", "p7"],
+        ["p1", "p3"],
+        ["p6"],
+    ]
+    assert sorted(len(ids) for ids in site.chunks("read").values()) == [3, 4]
+
+
+def never(*_: Any) -> int:
+    raise UnfitForThinning
 
 
 def test_files_of_chunks_that_were_kept_are_the_same_bytes(site: Site) -> None:

@@ -296,7 +296,7 @@ def test_a_failure_leaves_no_chunk_files_behind(tmp_path: Path) -> None:
 
 def test_chunk_files_are_cut_by_bytes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A part of few rows may be a large one."""
-    monkeypatch.setattr(taking, "ROW_GROUP_BYTES", 1)
+    monkeypatch.setattr(taking, "_GROUP_BYTES", 1)
     monkeypatch.setattr(taking, "CHUNK_BYTES", 100_000)
     chance = random.Random(1)
     table = pa.table({"id": [chance.randbytes(60_000).hex() for _ in range(5)]})

@@ -147,7 +147,8 @@ def _chunks(table: DeltaTable) -> list[Chunk]:
     """In the order of their names: the oldest first."""
     import pyarrow as pa
 
-    actions = pa.table(table.get_add_actions(flatten=True))
+    # `pa.table` would import pandas, where it is installed, to ask whether this is a DataFrame.
+    actions = pa.RecordBatchReader.from_stream(table.get_add_actions(flatten=True)).read_all()
     if actions.num_rows == 0:
         return []
     found = actions.select(["path", "size_bytes", "num_records", f"partition.{CHUNK_COLUMN}"]).to_pylist()

@@ -9,6 +9,8 @@ import numpy as np
 from pipeline.tables.current.fold import UNKNOWN, Versions
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import pyarrow as pa
     from numpy.typing import NDArray
 
@@ -25,18 +27,25 @@ _SOFT_DELETED = {
 """The extension by which Microsoft's server marks what is deleted (its `AzureSoftDeletedExtensionUrl`)."""
 
 
-def read_evidence(part: Any, source: int) -> tuple[pa.StringArray, Versions]:
+def read_evidence(
+    part: Any, source: int, of: Callable[[pa.StringArray], NDArray[np.bool_]] | None = None
+) -> tuple[pa.StringArray, Versions]:
     """Of each row of an open `pyarrow.parquet.ParquetFile`: its id (null where it has none), and its version.
 
-    A few bytes a row; `source` is what `Versions.source` says of them.
+    A few bytes a row; `source` is what `Versions.source` says of them. `of` is asked for which ids, of all,
+    that is wanted.
     """
     import pyarrow as pa
 
     schema = part.schema_arrow
     wanted = [ID, *(path for path in (_UPDATED, _VERSION, _TAGS, _EXTENSIONS) if _has(schema, path))]
     table = part.read(columns=wanted, use_threads=False)
-    rows = table.num_rows
     ids = _one(table.column(ID)).cast(pa.string())
+    places = np.arange(table.num_rows, dtype=np.int64)
+    if of is not None and not (mine := of(ids)).all():
+        chosen = pa.array(mine)
+        ids, table, places = ids.filter(chosen), table.filter(chosen), places[mine]
+    rows = table.num_rows
     meta = _one(table.column("meta")) if "meta" in table.column_names else None
     return ids, Versions(
         updated=_instants(_member(meta, "__lastUpdated_start"), rows),
@@ -44,7 +53,7 @@ def read_evidence(part: Any, source: int) -> tuple[pa.StringArray, Versions]:
         whole=~_marked(_member(meta, "tag"), _SUBSETTED, rows),
         gone=_marked(_member(meta, "extension"), _SOFT_DELETED, rows),
         source=np.full(rows, source, np.int32),
-        row=np.arange(rows, dtype=np.int64),
+        row=places,
     )
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.lake.lake import Lake
+from pipeline.lake.spool import discard
 from pipeline.tables.current.chunks import NEVER, Chunk, ChunkTable, new_chunk
 from pipeline.tables.current.evidence import read_evidence, read_places
 from pipeline.tables.current.fold import UNKNOWN, State, Versions
@@ -25,6 +26,7 @@ from pipeline.tables.current.vocabulary import UNCODED, Vocabulary, shares_of
 from pipeline.tables.current.whose import read_patients
 from pipeline.tables.delta import Conflict
 from pipeline.tables.parts import open_part
+from pipeline.tables.thinning import UnfitForThinning, thin
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -352,7 +354,7 @@ class _Merging:
 
     def _read(self, path: str, number: int, vocabulary: Vocabulary) -> tuple[NDArray[np.int32], Versions]:
         with self._opened(path) as part:
-            return _coded(vocabulary, *read_evidence(part, number))
+            return _coded(vocabulary, *read_evidence(part, number, vocabulary.knows))
 
     def _fold(
         self,
@@ -425,15 +427,24 @@ class _Merging:
         deleted = self._write_tombstones(spool, newest, numbers)
         parts = [part for parts in self.parts for part in parts]
         touched = [source for source in self.chunks if not source.chosen.all()]
+        large = [source for source in touched if source.chosen.sum() >= chunk_rows // 2]
         small = [source for source in self.chunks if source.chosen.all() and source.rows < chunk_rows // 2]
         fresh = sum(int(part.chosen.sum()) for part in parts)
-        if len(small) >= SMALL_CHUNKS:
-            touched += small
-        touched.sort(key=lambda source: source.path)
         out = [source.chunk for source in touched if source.chunk] if not self.anew else self.standing.chunks
+        added = []
+        joined = [source for source in touched if source not in large]
+        for source in large:
+            if (thinned := self._thinned(source, spool, newest)) is None:
+                joined.append(source)
+            else:
+                added.append(thinned)
+        if len(small) >= SMALL_CHUNKS:
+            joined += small
+            out = [*out, *(source.chunk for source in small if source.chunk)]
+        joined.sort(key=lambda source: source.path)
         with ChunkFiles(spool, schema, chunk_rows) as files:
-            self.copy(files, touched)
-            added = [self._put(part, self.places.current, newest) for part in files.finished]
+            self.copy(files, joined)
+            added += [self._put(part.path, part.rows, self.places.current, newest) for part in files.finished]
         self.standing.replace(out, added, numbers, f"merged up to {newest}")
         after = ChunkTable.at(self.lake.table_uri(self.places.current), self.lake.storage_options)
         before = self.standing.rows
@@ -447,6 +458,18 @@ class _Merging:
             version=after.version,
         )
 
+    def _thinned(self, source: _Source, spool: Path, newest: str) -> Chunk | None:
+        """A chunk without the rows that stand no more; None where it must be read and written for that."""
+        target = spool / "thinned.parquet"
+        try:
+            with self.lake.local_copy(source.path) as path:
+                rows = thin(path, target, source.chosen)
+            return self._put(target, rows, self.places.current, newest)
+        except UnfitForThinning:
+            return None
+        finally:
+            discard(target)
+
     def copy(self, files: ChunkFiles, chunks: Sequence[_Source] = ()) -> None:
         """The rows that stand: of those chunks, and of all parts."""
         for source in [*chunks, *(part for parts in self.parts for part in parts)]:
@@ -456,10 +479,11 @@ class _Merging:
                         files.add(table)
         files.cut()
 
-    def _put(self, part: Any, folder: str, newest: str) -> Chunk:
+    def _put(self, local: Path, rows: int, folder: str, newest: str) -> Chunk:
         name, path = new_chunk(newest)
-        self.lake.put_file(part.path, f"{folder}/{path}")
-        return Chunk(name, path, part.rows, part.bytes)
+        size = local.stat().st_size
+        self.lake.put_file(local, f"{folder}/{path}")
+        return Chunk(name, path, rows, size)
 
     def _write_tombstones(self, spool: Path, newest: str, numbers: Mapping[str, int]) -> int:
         fresh: int = sum(table.num_rows for table in self.fresh_graves)
@@ -477,7 +501,7 @@ class _Merging:
             for table in self.fresh_graves:
                 files.add(table)
             files.cut()
-            added = [self._put(part, self.places.deleted, newest) for part in files.finished]
+            added = [self._put(part.path, part.rows, self.places.deleted, newest) for part in files.finished]
         self.buried.replace(self.buried.chunks, added, numbers, f"merged up to {newest}")
         return fresh + kept
 

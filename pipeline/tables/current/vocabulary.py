@@ -37,6 +37,12 @@ class Vocabulary:
             fresh = fresh.filter(pc.invert(pc.is_in(fresh, value_set=self.ids)))
         self.ids = pa.concat_arrays([self.ids, fresh]) if len(fresh) else self.ids
 
+    def knows(self, ids: pa.StringArray) -> NDArray[np.bool_]:
+        """Which of them matter."""
+        import pyarrow.compute as pc
+
+        return np.asarray(pc.is_in(ids, value_set=self.ids, skip_nulls=True))
+
     def codes(self, ids: pa.StringArray) -> NDArray[np.int32]:
         """The code of each, `UNCODED` for null and for those that do not matter."""
         import pyarrow.compute as pc
