@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from driven_by_hand import Drive
 from nightly_site import open_site
-from test_current_month import current_state, night_id, true_state, update
+from nights_by_hand import night_id, true_state, update
+from test_current_month import current_state
 
 from pipeline.exports.repair import withdraw
 from pipeline.tables.current.chunks import ChunkTable
@@ -35,7 +36,7 @@ def test_tombstones_that_came_without_their_rows_are_noticed(
     with open_site(
         tmp_path,
         patients=14,
-        export={"level": "system", "group": None, "types": TYPES, "infer_deletes": True},
+        export={"level": "system", "group": None, "types": TYPES, "since": "never", "infer_deletes": True},
         source={"current": True},
         export_seconds=0.01,
         poll_seconds=0,
@@ -43,7 +44,7 @@ def test_tombstones_that_came_without_their_rows_are_noticed(
         states = [set[str]()]
         while True:
             night = len(states)
-            states.append(set(true_state(site, night, TYPES)["Patient"]))
+            states.append(set(true_state(site, night, TYPES, None)["Patient"]))
             site.sandbox.control(night=night)
             assert Drive(site, night_id(night)).to_the_end().receipt is not None
             if states[-2] - states[-1]:
@@ -58,5 +59,5 @@ def test_tombstones_that_came_without_their_rows_are_noticed(
             withdraw(site.session, night_id(night))
             night -= 1
         assert "was not finished" in update(site)["Patient"].anew
-        assert current_state(site, TYPES) == true_state(site, night, TYPES)
+        assert current_state(site, TYPES) == true_state(site, night, TYPES, None)
         assert update(site)["Patient"].merged is None

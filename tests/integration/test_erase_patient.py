@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -43,6 +44,7 @@ from pipeline.exports.session import Session
 from pipeline.sandbox import truth
 from pipeline.tables.current.chunks import Chunk, ChunkTable, new_chunk
 from pipeline.tables.delta import schema_of, write_small_partition
+from pipeline.tables.thinning import thin
 
 TYPES = ["Patient", "Observation", "Group"]
 NIGHTS = ["20260101T020000Z", "20260102T020000Z"]
@@ -134,7 +136,9 @@ def add_tables(erasing: Erasing, other: str) -> None:
     ]
     for content in "ab":
         assert lake.put_new(f"hosp/attachments/{content * 64}", content.encode())
-    members = [{"patient": each} for each in (erasing.patient, other)]
+    members = [
+        {"patient": each, "standing": "active", "state": "member"} for each in (erasing.patient, other)
+    ]
     for name, rows in (("_attachments", links), ("_members", members)):
         data = pa.Table.from_pylist(rows)
 
@@ -314,6 +318,38 @@ def test_a_patient_is_gone_from_every_file_and_all_else_is_as_it_was(base: Erasi
     assert [each for each in examine_lake(session) if each.severity != "note"] == []
     assert all(update_current(session, each).merged is None for each in current_types(session))
     assert erase(session, erasing.patient).rows.total() == 0
+
+
+def test_what_a_thinned_chunk_remembers_of_rows_that_went_before_is_gone_too(
+    base: Erasing, tmp_path: Path
+) -> None:
+    """Taking rows out of a chunk leaves their values in its dictionaries; nobody reads them, and they are
+    bytes in a file all the same. Chunks so small are never thinned, so this one is, by hand."""
+    erasing = base.copy(tmp_path)
+    site = erasing.site
+    place = "hosp/current/observation_current"
+    table = ChunkTable.at(site.session.lake.table_uri(place))
+    chunk = table.chunks[0]
+    plain, thinned = tmp_path / "plain", tmp_path / "thinned"
+    rows = pq.read_table(site.lake / place / chunk.path, partitioning=None)
+    pq.write_table(rows, plain, compression="none")
+    theirs = [erasing.patient in str(row["subject"]) for row in rows.select(["subject"]).to_pylist()]
+    assert 0 < sum(theirs) < len(theirs)
+    count = thin(plain, thinned, ~np.array(theirs))
+    assert erasing.patient not in str(pq.read_table(thinned).to_pylist())
+    assert erasing.patient.encode() in thinned.read_bytes()
+    name, path = new_chunk(NIGHTS[0])
+    site.session.lake.put_file(thinned, f"{place}/{path}")
+    table.replace([chunk], [Chunk(name, path, count, thinned.stat().st_size)], {}, "thinned")
+    before = rows_of(site)
+    done = erase(erasing.session(), erasing.patient, dry_run=False)
+    assert done.proved
+    assert rows_of(site) == expected(before, erasing)
+    assert only_groups(erasing), where(site, erasing.patient)
+    parts = [each for each in (site.lake / place).rglob("*.parquet") if "_delta_log" not in each.parts]
+    assert parts
+    for part in parts:
+        assert b"fhir_export.thinned" not in (pq.read_metadata(part).metadata or {})
 
 
 def test_an_export_can_be_ingested_again_and_the_next_night_works(base: Erasing, tmp_path: Path) -> None:

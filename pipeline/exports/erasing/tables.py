@@ -287,8 +287,11 @@ def erase_from_exports(session: Session, table: TableRows) -> None:
 
 
 def erase_from_chunks(session: Session, table: TableRows) -> None:
-    """Takes the rows out of a current table; without any, a commit all the same: a merge that has read what
-    went must begin again. Raises `Conflict`, `LakeError`."""
+    """Takes the rows out of a current table, and what thinned chunks remember of rows that went before.
+
+    Without any, a commit all the same: a merge that has read what went must begin again. Raises `Conflict`,
+    `LakeError`.
+    """
     from pipeline.tables.current.chunks import Chunk, ChunkTable, new_chunk
     from pipeline.tables.delta import Conflict
     from pipeline.tables.erased import MARK
@@ -297,15 +300,28 @@ def erase_from_chunks(session: Session, table: TableRows) -> None:
     standing = ChunkTable.at(uri, options)
     if {chunk.path for chunk in standing.chunks} != set(table.parts):
         raise Conflict("erasing: a current table has changed")
-    out = [chunk for chunk in standing.chunks if chunk.path in table.rows]
+    out = [
+        chunk
+        for chunk in standing.chunks
+        if chunk.path in table.rows or _is_thinned(session, table.path(chunk.path))
+    ]
     added = []
+    nothing = np.array([], np.int64)
     for chunk in out:
         with session.lake.local_copy(table.path(chunk.path)) as path, session.lake.spool() as spool:
-            for local in written_again(path, table.rows[chunk.path], spool):
+            for local in written_again(path, table.rows.get(chunk.path, nothing), spool):
                 name, new = new_chunk(chunk.name.rpartition("-")[0])
                 session.lake.put_file(local.path, table.path(new))
                 added.append(Chunk(name, new, local.rows, local.bytes))
     standing.replace(out, added, {MARK: max(0, standing.number(MARK)) + 1} if out else {}, "erased")
+
+
+def _is_thinned(session: Session, path: str) -> bool:
+    from pipeline.tables.parts import open_part
+    from pipeline.tables.thinning import is_thinned
+
+    with session.lake.open(path) as file, open_part(file) as part:
+        return is_thinned(part)
 
 
 def tables_of(found: Iterable[TableRows], names: Iterable[str]) -> list[TableRows]:
