@@ -51,7 +51,7 @@ def test_a_command_brings_the_supplement_of_its_night(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("killed", [False, True])
 def test_the_daemon_brings_it_too(tmp_path: Path, killed: bool) -> None:
-    """Also when the command that published the night was killed before it could open the supplement."""
+    """Also when the command that published the night was killed when it was about to open the supplement."""
     with open_site(tmp_path, patients=14, export=WANTED, export_seconds=0.01, poll_seconds=0.1) as site:
         first, second = joining_nights(site)
         site.sandbox.control(night=first)
@@ -59,7 +59,11 @@ def test_the_daemon_brings_it_too(tmp_path: Path, killed: bool) -> None:
         site.sandbox.control(night=second)
         if killed:
             command = site.spawn(str(BIN / "fhir-export"), "run", "hosp", "--wait")
-            eventually(lambda: len(site.export_ids()) == 2 and site.facts(site.export_ids()[1]).receipt, 90)
+            eventually(
+                lambda: len(site.export_ids()) > 1 and site.facts(site.export_ids()[1]).receipt,
+                90,
+                every=0.02,
+            )
             site.kill(command)
         else:
             site.cli("run", "hosp")
