@@ -69,10 +69,20 @@ class Exports:
         return frozenset(member.patient for member, state in self.members(export_id) if state in those)
 
     def left(self, export_id: str) -> frozenset[str]:
-        """Patients who had left the group, where their data is to be hidden then."""
-        if self.session.source.on_leave == "keep":
+        """Patients who had left the group, where their data is to be hidden then: by what was written down,
+        and by who was there the last time that counts, as exports are withdrawn."""
+        if self.session.source.on_leave == "keep" or self.facts(export_id).supplement_of:
             return frozenset()
-        return frozenset(member.patient for member, state in self.members(export_id) if state == LEFT)
+        states = self.members(export_id)
+        told = frozenset(member.patient for member, state in states if state == LEFT)
+        here = frozenset(member.patient for member, state in states if state != LEFT)
+        return (told | self._there_before(export_id)) - here if states else frozenset()
+
+    def _there_before(self, export_id: str) -> frozenset[str]:
+        for earlier in sorted(self.whole.keys() & self.grouped.keys(), reverse=True):
+            if earlier < export_id and not self.facts(earlier).supplement_of:
+                return frozenset(member.patient for member, state in self.members(earlier) if state != LEFT)
+        return frozenset()
 
     def moment(self, export_id: str) -> datetime:
         """The `transactionTime`; of a server that sends none that is a moment, when the run began."""

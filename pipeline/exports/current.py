@@ -211,7 +211,7 @@ def _share(
         replaces_all=exports.infers(export_id) and exports.asked_for(export_id, resource_type),
         renewed=exports.renewed(export_id),
         left=exports.left(export_id),
-        of_patients=resource_type == "Patient",
+        resource_type=resource_type,
     )
 
 

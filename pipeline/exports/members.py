@@ -79,11 +79,15 @@ def split_digests(text: str) -> set[str]:
 def write_members(session: Session, attempt: Attempt) -> None:
     """Replaces this export's rows of `_members`, where it was looked up who is in the group.
 
-    Where the server does not tell it this time, there are none, and the next export is a full one.
+    Who it was when the export came is not looked up again when it is ingested again. Where the server does
+    not tell it this time, there are none, and the next export is a full one.
     """
     intent = attempt.facts.asked
     fact = session.ledger.members(attempt.export_id, intent.number) if intent else None
     if intent is None or fact is None:
+        return
+    if there := read_members(session, attempt.export_id):
+        _replace(session, attempt, [_row(member, state) for member, state in there])
         return
     try:
         now = look_up(session)

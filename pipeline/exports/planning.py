@@ -64,8 +64,9 @@ class Members:
         self._session = session
         self.found: dict[str, Member] | None = None
         self.why_not = ""
-        export = session.source.export
-        if export.level == "group" and moves_a_watermark(session.source, session.profile):
+        source = session.source
+        matter = moves_a_watermark(source, session.profile) or _hides_who_leaves(source)
+        if source.export.level == "group" and matter:
             try:
                 self.found = look_up(session)
             except ExportError as error:
@@ -87,13 +88,19 @@ def plan_export(
         return _supplement(session, asked, facts, members)
     source = session.source
     if source.export.since == "never":
-        return Plan(asked, Since(None, "full: since is never"))
+        return Plan(asked, Since(None, "full: since is never"), members=members.digests)
     if source.export.since != "auto":
         wanted = source.export.since
         return Plan(replace(asked, since=wanted), Since(wanted, "the instant in the configuration"))
     if not is_sound(source, session.profile):
-        return Plan(asked, Since(None, _unsound(source, session.profile.since_levels)))
+        reason = _unsound(source, session.profile.since_levels)
+        return Plan(asked, Since(None, reason), members=members.digests)
     return _auto(session, asked, members, line, fingerprint)
+
+
+def _hides_who_leaves(source: Source) -> bool:
+    """Whether it matters who is in the group although each export is full."""
+    return source.on_leave == "hide" and source.export.since in ("auto", "never")
 
 
 def _unsound(source: Source, levels: tuple[str, ...]) -> str:

@@ -159,6 +159,5 @@ def _tables(session: Session, facts: Facts) -> list[str]:
     """Every table of the source, `_exports` first: a publish that was killed has left no list of its own."""
     if not facts.claims:
         return []
-    return sorted(
-        session.lake.names(f"{session.source.name}/tables"), key=lambda each: (each[0] != "_", each)
-    )
+    names = session.lake.names(f"{session.source.name}/tables")
+    return sorted(names, key=lambda each: (each != "_exports", each[0] != "_", each))

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import Config
-from pipeline.exports.erasing.compartment import BEYOND, BY, KEPT, OF, Patient, Standing
+from pipeline.exports.erasing.compartment import KEPT, Patient, Standing
 from pipeline.exports.erasing.mentions import Needle, blocks_of_anything
 from pipeline.exports.erasing.raw import (
     RawBatch,
@@ -29,6 +29,7 @@ from pipeline.exports.facts import LandedBatch, LandedFile
 from pipeline.exports.ledger import Ledger
 from pipeline.exports.owner import this_process
 from pipeline.exports.session import Session
+from pipeline.tables.compartment import BEYOND, BY, OF
 from pipeline.tables.definitions import elements, is_resource_type
 from pipeline.tables.parts import PartWriter
 from pipeline.tables.schema import floor_schema

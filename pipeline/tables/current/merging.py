@@ -23,7 +23,7 @@ from pipeline.tables.current.fold import UNKNOWN, State, Versions
 from pipeline.tables.current.taking import CHUNK_ROWS, ChunkFiles, taken
 from pipeline.tables.current.tombstones import read_tombstones, tombstone_schema, tombstones
 from pipeline.tables.current.vocabulary import UNCODED, Vocabulary, shares_of
-from pipeline.tables.current.whose import read_patients
+from pipeline.tables.current.whose import Whose, read_whose
 from pipeline.tables.delta import Conflict
 from pipeline.tables.parts import open_part
 from pipeline.tables.thinning import UnfitForThinning, thin
@@ -63,8 +63,8 @@ class Share:
     """Patients of whom it has everything: what it lacks of theirs counts as gone."""
     left: frozenset[str] = frozenset()
     """Patients whose resources count as gone with it, its own too."""
-    of_patients: bool = False
-    """The resources are Patients themselves."""
+    resource_type: str = ""
+    """Of its rows: where they name their patients."""
 
     @property
     def named(self) -> int:
@@ -184,7 +184,7 @@ class _Source:
     chunk: Chunk | None
     rows: int
     chosen: NDArray[np.bool_]
-    whose: NDArray[np.int32] | None = None
+    whose: Whose | None = None
 
 
 class _Merging:
@@ -205,7 +205,7 @@ class _Merging:
         self.standing = standing
         self.buried = buried
         self.shares = shares
-        self.are_patients = any(share.of_patients for share in shares)
+        self.resource_type = max((share.resource_type for share in shares), default="")
         named = frozenset[str]().union(*(each.renewed | each.left for each in shares))
         self.patients: pa.StringArray = pa.array(sorted(named), pa.string())
         """Whose resources matter one by one."""
@@ -311,24 +311,18 @@ class _Merging:
                 add(self._ids(source.path))
         if len(self.patients) and not self._needs_all:
             for source in self.chunks:
-                add(self._ids(source.path).filter(pa.array(self._whose(source) >= 0)))
+                add(self._ids(source.path).filter(pa.array(self._whose(source).of_any())))
         return vocabulary
 
-    def _whose(self, source: _Source) -> NDArray[np.int32]:
-        """Of each of its rows the number in `patients` of the one whom it is about, -1 for nobody of them."""
-        import pyarrow.compute as pc
-
+    def _whose(self, source: _Source) -> Whose:
+        """Which of `patients` each of its rows is about."""
         if source.whose is None:
             with self._opened(source.path) as part:
-                whose = read_patients(part, are_patients=self.are_patients)
-            if whose is None:
-                source.whose = np.full(source.rows, -1, np.int32)
-            else:
-                source.whose = np.asarray(pc.index_in(whose, value_set=self.patients).fill_null(-1))
+                source.whose = read_whose(part, self.resource_type, self.patients)
         return source.whose
 
     def _of(self, state: State, patients: frozenset[str]) -> NDArray[np.int32]:
-        """The ids that are alive, by a row that is about one of them."""
+        """The ids that are alive, by a row that is of nobody but them."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
@@ -339,8 +333,7 @@ class _Merging:
         everything = self._everything
         for number in np.unique(by):
             mine = by == number
-            whose = self._whose(everything[number])[rows[mine]]
-            found[mine] = (whose >= 0) & wanted[whose]
+            found[mine] = self._whose(everything[number]).of(wanted)[rows[mine]]
         return alive[found]
 
     def _ids(self, path: str) -> pa.StringArray:
