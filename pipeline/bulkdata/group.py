@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pipeline.errors import VerificationFailed
@@ -14,11 +14,15 @@ _REFERENCE = re.compile(
 )
 _ADVICE = "Every export is a full one then"
 
-ACTIVE, INACTIVE, ENDED = "active", "inactive", "ended"
+_DATE = re.compile(r"(\d{4})(?:-(\d\d)(?:-(\d\d))?)?")
+
+ACTIVE, INACTIVE, ENDED, PENDING = "active", "inactive", "ended", "pending"
+_BEST = (ACTIVE, PENDING, INACTIVE, ENDED)
 
 
-def patients_of(group: Mapping[str, Any], fhir_url: str, now: datetime) -> dict[str, str]:
-    """Patient id -> `active`, `inactive` or `ended`, of every member that is a patient.
+def patients_of(group: Mapping[str, Any], fhir_url: str, now: datetime) -> dict[str, tuple[str, str]]:
+    """Patient id -> `active`, `inactive`, `ended` or `pending`, and the period of the membership as text (of
+    all of them where there are several), of every member that is a patient.
 
     Whether a server exports inactive members is its own choice, so they are told apart and not left out.
     Raises VerificationFailed for a Group that does not list its members, or not all: who has joined since
@@ -32,7 +36,7 @@ def patients_of(group: Mapping[str, Any], fhir_url: str, now: datetime) -> dict[
         if quantity == 0 and type(quantity) is int:
             return {}
         raise VerificationFailed("the Group lists no members", _ADVICE)
-    found: dict[str, str] = {}
+    found: dict[str, list[tuple[str, str]]] = {}
     members = 0
     for member in listed:
         entity = member.get("entity") if isinstance(member, dict) else None
@@ -44,31 +48,54 @@ def patients_of(group: Mapping[str, Any], fhir_url: str, now: datetime) -> dict[
             raise VerificationFailed("the Group has other groups in it", _ADVICE)
         members += 1
         if match["type"] == "Patient":
-            state = _state(member, now)
-            # The same patient twice: a membership that ended, and one that has not.
-            if found.get(match["id"]) != ACTIVE:
-                found[match["id"]] = state
+            found.setdefault(match["id"], []).append(_membership(member, now))
     if type(quantity) is int and quantity > members:
         raise VerificationFailed(f"the Group lists {members} of its {quantity} members", _ADVICE)
-    return found
+    # The same patient twice: a membership that ended, and one that has not.
+    return {
+        patient: (
+            min((state for state, _ in each), key=_BEST.index),
+            ";".join(sorted({period for _, period in each if period})),
+        )
+        for patient, each in found.items()
+    }
 
 
 def _is_here(base: str | None, fhir_url: str) -> bool:
     return base is None or base.rstrip("/") == fhir_url.rstrip("/")
 
 
-def _state(member: Mapping[str, Any], now: datetime) -> str:
-    if member.get("inactive") is True:
-        return INACTIVE
+def _membership(member: Mapping[str, Any], now: datetime) -> tuple[str, str]:
     period = member.get("period")
-    end = period.get("end") if isinstance(period, dict) else None
-    return ENDED if isinstance(end, str) and _is_over(end, now) else ACTIVE
+    said = period if isinstance(period, dict) else {}
+    start, end = (each if isinstance(each := said.get(name), str) else "" for name in ("start", "end"))
+    text = f"{start}/{end}" if start or end else ""
+    if member.get("inactive") is True:
+        return INACTIVE, text
+    if end and _is_past(end, now, last=True):
+        return ENDED, text
+    return PENDING if start and not _is_past(start, now, last=False) else ACTIVE, text
 
 
-def _is_over(end: str, now: datetime) -> bool:
-    """Whether that moment is past for certain; a day or month without a zone is over a day later."""
+def _is_past(text: str, now: datetime, *, last: bool) -> bool:
+    """Whether a moment is past; of a year, month or day its begin or its `last` day is meant, and it is past
+    when it is past everywhere, a day later. What is no time is taken as one that changes nothing."""
+    if match := _DATE.fullmatch(text):
+        year, month, day = (int(each or 0) for each in match.groups())
+        try:
+            if day:
+                begin = datetime(year, month, day, tzinfo=UTC)
+                over = begin + timedelta(days=1)
+            elif month:
+                begin = datetime(year, month, 1, tzinfo=UTC)
+                over = datetime(year + month // 12, month % 12 + 1, 1, tzinfo=UTC)
+            else:
+                begin, over = datetime(year, 1, 1, tzinfo=UTC), datetime(year + 1, 1, 1, tzinfo=UTC)
+            return (over if last else begin) + timedelta(days=1) <= now
+        except (ValueError, OverflowError):
+            return not last
     try:
-        moment = datetime.fromisoformat(end)
+        moment = datetime.fromisoformat(text)
     except ValueError:
-        return False
-    return moment.tzinfo is not None and moment <= now
+        return not last
+    return moment <= now if moment.tzinfo else not last

@@ -156,8 +156,8 @@ def _watermarks(exports: Sequence[Facts], found: Findings) -> None:
         if before is not None and mark < before[0]:
             what = f"its transactionTime {receipt.watermark} is earlier than that of {before[2]}"
             mend = (
-                "ask the server's operator whether its clock was set, or its database restored; the greatest "
-                "one counts for the next _since, so run one export with `since: never`"
+                "ask the server's operator whether its clock was set, or its database restored; the next "
+                "_since is not later than what it said last, or there is none"
             )
             found.add("warning", "watermark-back", facts.label, what, mend)
         if before is None or mark > before[0]:

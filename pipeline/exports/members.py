@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from base64 import b64encode
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ExportError, VerificationFailed
@@ -36,11 +36,13 @@ class Member:
 
     patient: str
     standing: str
-    """`active`, `inactive` or `ended`: who becomes active again counts as new."""
+    """`active`, `inactive`, `ended` or `pending`: who becomes active again counts as new."""
+    period: str = ""
+    """Of the membership, as the Group has it: whose changes counts as new, too."""
 
     @property
     def digest(self) -> str:
-        text = f"{self.patient}\n{self.standing}".encode()
+        text = "\n".join(each for each in (self.patient, self.standing, self.period) if each).encode()
         return b64encode(hashlib.sha256(text).digest())[:_DIGEST].decode()
 
 
@@ -48,11 +50,12 @@ def members_schema() -> pa.Schema:
     """Columns of `_members`: one row for each patient who was in the group at the kick-off and at the end.
 
     `state`: `member`; `joined` since the export that this one began where it ended: their history is in a
-    supplement, or in this one if it is full; `left` since then. `standing`: `active`, `inactive` or `ended`.
+    supplement, or in this one if it is full; `left` since then. `standing`: `active`, `inactive`, `ended` or
+    `pending`; `period`: of the membership, as text.
     """
     import pyarrow as pa
 
-    return pa.schema([("patient", pa.string()), ("standing", pa.string()), ("state", pa.string())])
+    return pa.schema([(name, pa.string()) for name in ("patient", "standing", "period", "state")])
 
 
 def look_up(session: Session) -> dict[str, Member]:
@@ -63,7 +66,7 @@ def look_up(session: Session) -> dict[str, Member]:
     if not answer.ok or answer.resource is None:
         raise VerificationFailed(f"the Group cannot be read (HTTP {answer.http_status})")
     found = patients_of(answer.resource, fhir_base_of(session.source), session.now())
-    members = (Member(patient, standing) for patient, standing in found.items())
+    members = (Member(patient, *membership) for patient, membership in found.items())
     return {each.digest: each for each in members}
 
 
@@ -111,7 +114,7 @@ def _rows(
 
 
 def _row(member: Member, state: str) -> dict[str, Any]:
-    return {"patient": member.patient, "standing": member.standing, "state": state}
+    return {**asdict(member), "state": state}
 
 
 def _members_before(session: Session, export_id: str) -> list[Member]:
@@ -165,5 +168,16 @@ def read_members(session: Session, export_id: str) -> list[tuple[Member, str]] |
     for part in parts:
         with session.lake.open(f"{session.table(MEMBERS)}/{part.path}") as file:
             rows = pq.read_table(file, partitioning=None).to_pylist()
-        found += [(Member(row["patient"], row["standing"]), row["state"]) for row in rows]
+        found += [
+            (Member(row["patient"], row["standing"], row.get("period") or ""), row["state"]) for row in rows
+        ]
     return found
+
+
+def left_after(session: Session, export_id: str) -> set[str]:
+    """Patients whom a later export, complete or not, did not find in the group any more."""
+    from pipeline.tables.delta import published_parts
+
+    known = published_parts(session.table_uri(MEMBERS), session.lake.storage_options)
+    later = (read_members(session, each) or () for each in known if each > export_id)
+    return {member.patient for rows in later for member, state in rows if state == LEFT}

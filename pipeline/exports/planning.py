@@ -14,6 +14,7 @@ from zoneinfo import ZoneInfo
 from pipeline.errors import ExportError, LakeError, Unreachable
 from pipeline.exports.facts import Lacks
 from pipeline.exports.ledger import Facts
+from pipeline.exports.lost_marks import why_full_again
 from pipeline.exports.members import Member, look_up, split_digests
 from pipeline.exports.session import Session
 from pipeline.exports.watermark import (
@@ -112,7 +113,6 @@ def _unsound(source: Source, levels: tuple[str, ...]) -> str:
 def _auto(session: Session, asked: KickoffParameters, members: Members, line: str, fingerprint: str) -> Plan:
     def full(why: str) -> Plan:
         joined = _joined(session, marks, members) if marks else None
-        inferred = session.source.export.infer_deletes
         return Plan(
             asked,
             Since(None, f"full: {why}"),
@@ -121,7 +121,8 @@ def _auto(session: Session, asked: KickoffParameters, members: Members, line: st
             deletes_from=earliest(marks.values()) if marks and not inferred else None,
         )
 
-    marks = marks_of(complete_exports(session, line, fingerprint), asked.types)
+    inferred = session.source.export.infer_deletes
+    marks = marks_of(complete_exports(session, line, fingerprint), asked.types, deletes=not inferred)
     if not marks:
         return full("no complete export of the same parameters yet")
     resync = _resync_due(session, line, fingerprint)
@@ -161,9 +162,14 @@ def _resync_due(session: Session, line: str, fingerprint: str) -> str:
     from cronsim import CronSim
 
     cron = session.source.full_resync
-    last = last_full(complete_exports(session, line, fingerprint)) if cron else None
-    if cron is None or last is None:
+    noted = bool(session.lake.names(f"{session.source.name}/resync"))
+    last = last_full(complete_exports(session, line, fingerprint)) if cron or noted else None
+    if noted and (why := why_full_again(session, line, last)):
+        return why
+    if cron is None:
         return ""
+    if last is None:
+        return f"full_resync ({cron}) is due: there is no complete full export"
     due = next(CronSim(cron, last.astimezone(ZoneInfo(session.source.timezone))))
     return f"full_resync ({cron}) is due" if due <= session.now() else ""
 

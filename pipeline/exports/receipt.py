@@ -12,6 +12,7 @@ from pipeline.exports.bulklog import write_log
 from pipeline.exports.facts import Intent, LandedBatch, Publication, Receipt
 from pipeline.exports.foreign_files import foreign_files
 from pipeline.exports.ledger import Facts
+from pipeline.exports.lost_marks import note_lost_mark
 from pipeline.exports.partial import missing_errors
 from pipeline.exports.request import require_request
 from pipeline.exports.session import Session
@@ -32,8 +33,12 @@ def write_receipt(session: Session, attempt: Attempt, manifest: Manifest) -> Rec
     sidecars = read_sidecars(session, landed)
     foreign = foreign_files(session, manifest)
     partial = (*missing_errors(sidecars.spoiling), *publication.partial)
-    incomplete = (*partial, *_spoilers(landed, publication, len(foreign)))
     intent = next(i for i in attempt.facts.intents if i.number == require_request(attempt.facts).intent)
+    incomplete = (
+        *partial,
+        *_spoilers(landed, publication, len(foreign)),
+        *_clock_went_back(manifest, intent),
+    )
     receipt = Receipt(
         at=session.now(),
         attempt=attempt.number,
@@ -54,6 +59,8 @@ def write_receipt(session: Session, attempt: Attempt, manifest: Manifest) -> Rec
         quarantine=publication.quarantine,
     )
     require_claim(session, attempt)
+    if receipt.watermark is None:
+        note_lost_mark(session, attempt.facts, attempt.number)
     session.ledger.write(attempt.export_id, f"receipts/{attempt.number:04d}.json", receipt)
     write_log(session, attempt, manifest, landed, receipt)
     return receipt
@@ -101,6 +108,18 @@ def _watermark(session: Session, facts: Facts, manifest: Manifest, intent: Inten
     if isinstance(until, str) and datetime.fromisoformat(until) < reached:
         return until
     return instant
+
+
+def _clock_went_back(manifest: Manifest, intent: Intent) -> list[str]:
+    """A server that is at an earlier time than the one that it gave before: what it wrote in between has an
+    earlier time than the `_since`, and was not asked for."""
+    since, instant = intent.parameters.get("since"), manifest.transaction_instant()
+    try:
+        back = since and instant and datetime.fromisoformat(instant) < datetime.fromisoformat(str(since))
+    except (ValueError, TypeError):
+        return []
+    what = f"transactionTime {instant} is before the _since {since} that was sent"
+    return [f"{what}: the server's clock went back"] if back else []
 
 
 def _spoilers(landed: Sequence[LandedBatch], publication: Publication, foreign: int) -> list[str]:

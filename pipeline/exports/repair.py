@@ -123,7 +123,7 @@ def _require_last(session: Session, facts: Facts) -> None:
         over = (later.closings.keys() - {"held"} and not later.receipt) or "withdrawn" in later.closings
         if export_id == facts.export_id or over:
             continue
-        asked = [each for each in later.intents if each.at >= begun]
+        asked = [each for each in later.intents if each.at >= begun or export_id > facts.export_id]
         if any(_goes_on(each.parameters.get("since") or each.deletes_from, reached) for each in asked):
             raise ConfigError(
                 f"{later.label} began where {facts.label} ended",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.exports.facts import Receipt
 from pipeline.exports.ledger import Facts
-from pipeline.exports.members import JOINED, LEFT, read_members
+from pipeline.exports.members import JOINED, LEFT, left_after, read_members
 from pipeline.exports.partial import is_full
 from pipeline.exports.session import Session
 
@@ -57,10 +57,12 @@ def moves_a_watermark(source: Source, profile: Profile) -> bool:
 def complete_exports(session: Session, line: str, fingerprint: str) -> Iterator[Facts]:
     """Exports of that line which move a watermark, newest first.
 
-    Years of exports are not read through each night: the caller stops when it knows enough. Should an older
-    one have the later watermark, the newer one's is the safe choice: the two overlap. `fingerprint` tells
-    those that were made before there were lines.
+    Years of exports are not read through each night: the caller stops when it knows enough. Not one whose
+    watermark is later than what the server said after it: its clock went back, and what it wrote before it
+    is that late again would never be asked for. `fingerprint` tells those that were made before there were
+    lines.
     """
+    now: datetime | None = None
     for export_id in sorted(session.ledger.export_ids(), reverse=True):
         facts = session.ledger.read(export_id)
         receipt = facts.receipt
@@ -70,8 +72,25 @@ def complete_exports(session: Session, line: str, fingerprint: str) -> Iterator[
             and _is_of(facts, receipt, line, fingerprint)
             and not facts.closings.keys() & {"withdrawing", "withdrawn"}
             and not facts.damaged  # it may be the withdrawal that cannot be read
+            and (now is None or datetime.fromisoformat(receipt.watermark) <= now)
         ):
             yield facts
+        said = _said(facts)
+        now = min(now, said) if now and said else now or said
+
+
+def _said(facts: Facts) -> datetime | None:
+    """The server's time, as its manifest gave it."""
+    from pipeline.bulkdata.manifest import instant_of
+
+    said = facts.receipt or facts.manifest
+    text = said.transaction_time if said else None
+    instant = instant_of(text) if text else None
+    try:
+        moment = datetime.fromisoformat(instant) if instant else None
+    except ValueError:
+        return None
+    return moment if moment and moment.tzinfo else None
 
 
 def _is_of(facts: Facts, receipt: Receipt, line: str, fingerprint: str) -> bool:
@@ -81,19 +100,21 @@ def _is_of(facts: Facts, receipt: Receipt, line: str, fingerprint: str) -> bool:
     return intent.line == line
 
 
-def marks_of(exports: Iterable[Facts], types: Sequence[str]) -> dict[str, Mark]:
+def marks_of(exports: Iterable[Facts], types: Sequence[str], *, deletes: bool = True) -> dict[str, Mark]:
     """Type -> its mark, for those that have one; `types` empty: the one of `WHATEVER`. `exports` newest
-    first."""
+    first. `deletes`: a full export does not tell what was deleted, so the mark is that of the one before."""
     found: dict[str, Mark] = {}
     wanted = set(types or (WHATEVER,))
     for facts in exports:
         receipt, intent = facts.receipt, facts.asked
         assert receipt is not None and receipt.watermark is not None  # noqa: S101 - `complete_exports`
         asked = intent.parameters.get("types") if intent else types
+        deletes_from = intent.deletes_from if intent else None
         for each in wanted & set(asked or (WHATEVER,)):
-            deletes_from = intent.deletes_from if intent else None
-            found[each] = Mark(facts, deletes_from or receipt.watermark)
-        wanted -= found.keys()
+            newest = found[each].facts if each in found else facts
+            found[each] = Mark(newest, deletes_from or receipt.watermark)
+            if not deletes or deletes_from or not is_full(facts):
+                wanted.remove(each)
         if not wanted:
             break
     return found
@@ -125,11 +146,13 @@ def covered_members(session: Session, marks: Iterable[Mark]) -> set[str] | None:
         rows = read_members(session, facts.export_id)
         if rows is None:
             return None
-        full, healed = is_full(facts), _healed(session, facts)
+        full, healed, away = is_full(facts), _healed(session, facts), left_after(session, facts.export_id)
         there = {
             member.digest
             for member, state in rows
-            if state != LEFT and (state != JOINED or full or member.digest in healed)
+            if state != LEFT
+            and member.patient not in away
+            and (state != JOINED or full or member.digest in healed)
         }
         covered = there if covered is None else covered & there
     return covered

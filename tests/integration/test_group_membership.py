@@ -154,14 +154,15 @@ def test_a_server_that_does_not_show_the_group_gives_full_exports(site: Site) ->
 
 def test_a_server_without_lists_of_patients_gives_full_exports_when_somebody_joined(tmp_path: Path) -> None:
     with opened(tmp_path, knobs={"patient_list": False}) as site:
+        last = next(each for each in range(3, 12) if not living(site, each) - living(site, each - 1))
         run_night(site, 1)
-        for night in range(2, 5):
+        for night in range(2, last + 1):
             asked = run_night(site, night).asked
             assert asked is not None
             assert (asked.parameters["since"] is None) == bool(
                 living(site, night) - living(site, night - 1)
             ), asked.since_reason
-        assert current(site, living(site, 4)) == versions(site, 4, GROUP)
+        assert current(site, living(site, last)) == versions(site, last, GROUP), "with what was deleted"
 
 
 def test_no_export_is_withdrawn_below_one_that_relies_on_its_members(site: Site) -> None:
@@ -179,3 +180,23 @@ def test_no_export_is_withdrawn_below_one_that_relies_on_its_members(site: Site)
     asked = again.to_the_end().asked
     assert asked is not None
     assert asked.lacks.patients > 0 or asked.parameters["since"] is None, "they are new again"
+
+
+def test_who_was_away_on_an_incomplete_night_comes_back_with_everything(tmp_path: Path) -> None:
+    """That night moved no watermark, and hid the patient all the same."""
+    with opened(tmp_path, on_leave="hide", on_count_mismatch="warn") as site:
+        run_night(site, 2)
+        patient = min(living(site, 2) & living(site, 4))
+        site.sandbox.control(night=3)
+        answer = site.session.client.read(f"Group/{GROUP}").resource
+        assert answer is not None
+        others = [each for each in answer["member"] if not each["entity"]["reference"].endswith(patient)]
+        away = {"path": f"/Group/{GROUP}$", "members": {"member": others, "quantity": len(others)}}
+        wrong = {"path": "^/bulk/status/", "answer": 200, "wrong_count": 1}
+        site.sandbox.control(faults=[each | {"times": None} for each in (away, wrong)])
+        third = drive(site, 3).to_the_end()
+        assert third.receipt is not None and third.receipt.watermark is None
+        assert current(site, {patient, "-"}) == {each: {} for each in TYPES}
+        site.sandbox.control(faults=[])
+        run_night(site, 4)
+        assert current(site) == versions(site, 4, GROUP)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from driven_by_hand import Drive
 from nightly_site import BIN, Site, eventually, open_site
-from nights_by_hand import Versions, drive, night_id, true_state, versions_in
+from nights_by_hand import Versions, drive, night_id, run_night, true_state, versions_in
 
 TYPES = ["Patient", "Encounter"]
 EXPORT = {"level": "system", "group": None, "types": TYPES}
@@ -71,6 +71,25 @@ def test_an_export_with_less_than_all_leaves_it_where_it_was(
         site.sandbox.control(night=6)
         drive(site, 6).to_the_end()
         assert since_of(site, 6) == third.receipt.watermark
+
+
+def test_a_server_whose_clock_was_ahead_for_a_night_is_asked_from_before_it(tmp_path: Path) -> None:
+    """What it wrote while its clock was right is older than the mark of the night before."""
+    ahead = {"transactionTime": "2026-01-04T02:00:00.417Z"}
+    with open_site(tmp_path, patients=6, export=EXPORT, export_seconds=0.01, poll_seconds=0) as site:
+        run_night(site, 1)
+        fault = {"path": "^/bulk/status/", "answer": 200, "members": ahead, "times": None}
+        site.sandbox.control(faults=[fault])
+        run_night(site, 2)
+        site.sandbox.control(faults=[])
+        third = run_night(site, 3).receipt
+        assert third is not None and third.watermark is None
+        assert "the server's clock went back" in " ".join(third.incomplete)
+        run_night(site, 6)
+        first = site.facts(night_id(1)).receipt
+        assert first is not None and since_of(site, 6) == first.watermark
+        now, found = true_state(site, 6, TYPES, None), published(site)
+        assert all(now[each].items() <= found[each].items() for each in TYPES), "nothing was passed"
 
 
 def has(folder: str) -> Callable[[Site, str], bool]:

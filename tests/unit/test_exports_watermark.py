@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from pipeline.config import Config
 from pipeline.exports.facts import ClosingFact, Intent, Receipt, Request
 from pipeline.exports.ledger import Facts
+from pipeline.exports.lost_marks import note_lost_mark
 from pipeline.exports.owner import Owner, this_process
 from pipeline.exports.planning import Plan
 from pipeline.exports.request import asked_for, line_of, plan_kickoff
@@ -52,8 +53,8 @@ def receipt(mark: str | None) -> Receipt:
     )
 
 
-def facts(day: int, types: Sequence[str] = (), line: str = "line") -> Facts:
-    parameters = {"types": list(types), "since": None}
+def facts(day: int, types: Sequence[str] = (), line: str = "line", since: int | None = None) -> Facts:
+    parameters = {"types": list(types), "since": mark_at(since) if since else None}
     intent = Intent(
         at=NOW, number=1, owner=OWNER, parameters=parameters, fingerprint="f", since_reason="", line=line
     )
@@ -69,9 +70,8 @@ def test_without_exports_there_is_none() -> None:
 
 
 def test_each_type_goes_on_from_the_newest_export_that_has_it() -> None:
-    found = marks_of([facts(3, ["Condition"]), facts(2, ["Patient"]), facts(1, ["Patient"])], [
-        "Patient", "Condition", "Goal",
-    ])  # fmt: skip
+    exports = [facts(3, ["Condition"]), facts(2, ["Patient"], since=1), facts(1, ["Patient"])]
+    found = marks_of(exports, ["Patient", "Condition", "Goal"])
     assert {each: mark.instant for each, mark in found.items()} == {
         "Condition": mark_at(3),
         "Patient": mark_at(2),
@@ -90,10 +90,21 @@ def test_no_more_exports_are_read_than_are_needed() -> None:
     def exports() -> Any:
         for day in (9, 8, 7):
             read.append(day)
-            yield facts(day, ["Patient"])
+            yield facts(day, ["Patient"], since=day - 1)
 
     marks_of(exports(), ["Patient"])
     assert read == [9]
+
+
+def test_full_exports_one_after_the_other_leave_the_mark_of_the_first_for_what_was_deleted() -> None:
+    """None of them names deletes, unless those are inferred; the members are those of the newest."""
+    exports = [facts(9), facts(8), facts(7, since=6), facts(6)]
+    (mark,) = marks_of(exports, []).values()
+    assert (mark.facts.export_id, mark.instant) == (night(9), mark_at(7))
+    (mark,) = marks_of(exports, [], deletes=False).values()
+    assert (mark.facts.export_id, mark.instant) == (night(9), mark_at(9))
+    (mark,) = marks_of(exports[:2], []).values()
+    assert (mark.facts.export_id, mark.instant) == (night(9), mark_at(8))
 
 
 def test_the_earliest_is_the_smallest_instant_not_the_smallest_text() -> None:
@@ -129,7 +140,7 @@ def session(folder: Path, profile: str = "smart", moment: datetime = NOW, **sour
     return Session(config, config.source(None), this_process("one"), lambda _: True, now=lambda: moment)
 
 
-def published(made: Session, day: int, since: str | None, **others: Any) -> None:
+def published(made: Session, day: int, since: str | None, mark: Receipt | None = None, **others: Any) -> None:
     """An export as an earlier night left it, with the types of that night."""
     asked = asked_for(made.source, made.profile)
     parameters = {"types": list(others.pop("types", asked.types)), "since": since}
@@ -147,7 +158,7 @@ def published(made: Session, day: int, since: str | None, **others: Any) -> None
     assert write(night(day), "intent.json", intent)
     request = Request(at=intent.at, intent=1, status_url="https://s.example/1", owner=OWNER)
     assert write(night(day), "request.json", request)
-    assert write(night(day), "receipts/0001.json", receipt(mark_at(day)))
+    assert write(night(day), "receipts/0001.json", mark or receipt(mark_at(day)))
 
 
 def plan(made: Session) -> Plan:
@@ -253,3 +264,55 @@ def test_a_supplement_moves_no_other_type_and_no_resync(tmp_path: Path) -> None:
     published(made, 5, mark_at(4), patients=3)
     made.ledger.write(night(5), "withdrawn.json", ClosingFact(at=NOW, reason="by hand"))
     assert plan(replace(made, now=lambda: datetime(2026, 1, 4, 2, tzinfo=UTC))).since.value == mark_at(4)
+
+
+def test_a_mark_that_is_later_than_what_the_server_said_after_it_is_none(tmp_path: Path) -> None:
+    """Its clock was ahead for a night. What it wrote before it is that late again is before that mark."""
+    made = session(tmp_path)
+    published(made, 4, None)
+    published(made, 5, mark_at(4), mark=receipt(mark_at(9)))
+    assert plan(made).since.value == mark_at(9), "nobody can know it yet"
+    went_back = receipt(None).model_copy(update={"transaction_time": mark_at(6)})
+    published(made, 6, mark_at(9), mark=went_back)
+    assert plan(made).since.value == mark_at(4)
+    published(made, 7, mark_at(4))
+    assert plan(made).since.value == mark_at(7)
+
+
+def test_an_export_that_lost_its_mark_when_it_was_ingested_again_asks_for_a_full_one(tmp_path: Path) -> None:
+    """Those after it began where it ended, and it has not all of it any more."""
+    made = session(tmp_path)
+    for day in (4, 5, 6):
+        published(made, day, mark_at(day - 1) if day > 4 else None)
+    later = replace(made, now=lambda: datetime(2026, 1, 6, 12, tzinfo=UTC))
+    note_lost_mark(later, later.ledger.read(night(5)), 2)
+    assert plan(made).since.value == mark_at(6), "killed before the receipt: it is as it was"
+    lost = receipt(None).model_copy(update={"attempt": 2})
+    assert made.ledger.write(night(5), "receipts/0002.json", lost)
+    assert (
+        plan(made).since.reason
+        == f"full: hosp/{night(5)} is not complete any more since it was ingested again"
+    )
+    published(made, 7, None, deletes_from=mark_at(6))
+    assert plan(made).since.value == mark_at(6)
+
+
+def test_an_export_that_had_no_mark_leaves_no_note(tmp_path: Path) -> None:
+    made = session(tmp_path)
+    published(made, 4, None, mark=receipt(None))
+    note_lost_mark(made, made.ledger.read(night(4)), 2)
+    assert not made.lake.names("hosp/resync")
+
+
+def test_full_nights_in_between_lose_no_deletes(tmp_path: Path) -> None:
+    made = session(tmp_path)
+    published(made, 4, None)
+    published(made, 5, mark_at(4))
+    published(made, 6, None)
+    assert plan(made).since.value == mark_at(5), "`since: never` for a night"
+
+
+def test_without_a_complete_full_export_one_is_due(tmp_path: Path) -> None:
+    made = session(tmp_path, full_resync="0 3 * * 0")
+    published(made, 5, mark_at(4))
+    assert plan(made).since.reason == "full: full_resync (0 3 * * 0) is due: there is no complete full export"

@@ -154,14 +154,13 @@ def patient_number(world: World, identifier: str) -> int | None:
 def deletions(
     world: World, types: Iterable[str], patients: Callable[[], Iterable[int]], window: Window
 ) -> Iterator[tuple[str, str]]:
-    """(type, id) of what existed at the window's start and was deleted inside it."""
+    """(type, id) of what was deleted inside the window, also where it was created there: a client may have
+    exported it in between (Bulk Data, `deleted`: "deleted subsequent to the _since date")."""
     for resource_type in types:
         if resource_type not in ROSTERS or resource_type in SHARED:
             continue
         for _chart, _visit, life in _lives(world, resource_type, patients()):
-            if life.deleted is None or not window.holds(life.deleted):
-                continue
-            if window.since is None or life.created <= window.since:
+            if life.deleted is not None and window.holds(life.deleted):
                 yield resource_type, resource_id(life.bits, life.patient, life.slot)
 
 
