@@ -264,7 +264,7 @@ def test_lines_are_left_blank_and_every_other_byte_stays(session: Session, encod
         (False, b'{"resourceType":"Observation","id":"1","subject":{"reference":"Patient/2"}'),
         (False, b'{"resourceType":"Observation","id":"1","status":"final",'),
         (False, b'{"resourceType":"Observation","subject":{"reference":"Patient/12"},"note":[{"text":"see 1'),
-        (False, b'{"resourceType":"Flag","subject":{"reference":"Patient/2"},"author":{"reference":"Patient/1"}'),
+        (False, b'{"resourceType":"Flag","subject":{"reference":"Patient/2"},"author":"Patient/1"'),
         (False, b'{"resourceType":"Patient","id":"2","identifier":[{"id":"1","value":"1"}],'),
         (False, b'{"resourceType":"Patient","id":"2","link":[{"other":{"reference":"Patient/1"}}],'),
         (False, b'{"contained":[{"resourceType":"Patient","id":"1"}],"resourceType":"Patient","id":"2",'),
