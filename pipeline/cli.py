@@ -605,7 +605,8 @@ def erase(
 ) -> None:
     """Erase a patient from raw bytes, tables, current tables and quarantine, and prove it. Dry by default.
 
-    Interrupted, it is simply called again. Exits with 4 where something is left.
+    Interrupted, it is simply called again. Exits with 4 where something is left, with 5 while somebody is at
+    work on the source.
     """
     from pipeline.terminal.erase import erase_patient, show_erased
 
@@ -614,8 +615,8 @@ def erase(
     with working("reading everything"):
         erased = erase_patient(config, chosen, patient, dry_run=not yes)
     show_erased(erased, as_json=as_json)
-    if yes and not erased.proved:
-        raise typer.Exit(4)
+    if erased.error:
+        raise erased.error
 
 
 # --- what is true now, and what was ------------------------------------------------------------------

@@ -11,7 +11,7 @@ import re
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +22,7 @@ from pipeline.exports.facts import TableCounts
 from pipeline.exports.session import Session
 from pipeline.tables.definitions import table_name
 from pipeline.tables.flat import FLAT_SUFFIX
+from pipeline.tables.overtaking import Overtaken
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -36,6 +37,8 @@ _MAKINGS = 1_000_000
 _MEMORY_MB = 1024
 """For DuckDB, over all tables that are made at the same time."""
 _WITH_ITEMS = ("claim", "explanationofbenefit")
+_MAX_TRIES = 10
+"""Of a making that erasures overtake."""
 
 
 @dataclass(frozen=True)
@@ -163,12 +166,22 @@ def make_flat(
     session: Session,
     export_id: str,
     resource_type: str,
-    names: Iterable[str],
+    names: Sequence[str],
     *,
     again: bool = False,
     memory_mb: int = _MEMORY_MB,
 ) -> list[FlatPartition]:
-    """Makes flat tables of one resource type for one export. Raises `VerificationFailed`, `LakeError`."""
+    """Makes flat tables of one resource type for one export. Raises `VerificationFailed`, `StillRunning`,
+    `LakeError`."""
+    for _ in range(_MAX_TRIES):
+        with suppress(Overtaken):
+            return _make_once(session, export_id, resource_type, names, again=again, memory_mb=memory_mb)
+    raise StillRunning("rows keep being erased meanwhile", "Run it again when that is over")
+
+
+def _make_once(
+    session: Session, export_id: str, resource_type: str, names: Iterable[str], *, again: bool, memory_mb: int
+) -> list[FlatPartition]:
     deep = table_name(resource_type)
     # Before the parts are listed: should the deep table be committed in between, this making counts as stale.
     origin = _committed(session, deep, export_id)
@@ -201,18 +214,24 @@ def _make(
     """`before`: flat table -> number of its last transaction."""
     from pipeline.tables.delta import live_parts
     from pipeline.tables.flat import flat_tables, flatten
+    from pipeline.tables.overtaking import begin_making
 
+    tables = [each for each in flat_tables(resource_type) if each.name in before]
+    options = session.lake.storage_options
+    # Before anything is read: see `overtaking`.
+    since = {each.name: begin_making(session.table_uri(each.name), each.schema, options) for each in tables}
     folder = session.table(table_name(resource_type))
     uri = session.table_uri(table_name(resource_type))
-    parts = live_parts(uri, export_id, session.lake.storage_options)
+    parts = live_parts(uri, export_id, options)
     with ExitStack() as stack:
         spool = stack.enter_context(session.lake.spool())
         local = [stack.enter_context(session.lake.local_copy(f"{folder}/{part.path}")) for part in parts]
         written = flatten(resource_type, local, spool, memory_limit=f"{memory_mb}MB")
         return [
-            _commit(session, export_id, table, written[table.name], origin, before[table.name])
-            for table in flat_tables(resource_type)
-            if table.name in before
+            _commit(
+                session, export_id, table, written[table.name], origin, before[table.name], since[table.name]
+            )
+            for table in tables
         ]
 
 
@@ -223,8 +242,11 @@ def _commit(
     written: Sequence[LocalPart],
     origin: int,
     last: int,
+    since: int,
 ) -> FlatPartition:
+    """`since`: how often erasures had overtaken the table. Raises `Overtaken`."""
     from pipeline.tables.delta import StagedPart, commit_export, part_path
+    from pipeline.tables.overtaking import not_overtaken
 
     staged = []
     for part in written:
@@ -244,7 +266,12 @@ def _commit(
             schema=table.schema,
             storage_options=session.lake.storage_options,
             metadata={"dagster_run_id": session.owner.run_id, "made_from_attempt": str(origin)},
+            require=not_overtaken(since),
         )
+    except Overtaken:
+        for each in staged:  # they hold what was erased, and nothing will ever name them
+            session.lake.remove(f"{session.table(table.name)}/{each.path}")
+        raise
     except StillRunning:
         # Another run was quicker; where it made the table from the same commit or a later one, that stands.
         current = _current(session, export_id, table.resource_type, table.name, origin)

@@ -146,6 +146,7 @@ def commit_export(
     schema: pa.Schema,
     storage_options: StorageOptions = None,
     metadata: Mapping[str, str] | None = None,
+    require: Callable[[DeltaTable], None] | None = None,
 ) -> Commit:
     """Make `parts` the whole of one export's partition, in one Delta commit.
 
@@ -153,7 +154,8 @@ def commit_export(
     without one. A table that some attempt after `replaces_after` has committed already is left as it is and
     its rows are compared. No parts empty the partition (and make the table where there is none). The table
     is created or its schema widened where needed, never narrowed. Safe against any number of concurrent
-    callers, in threads or processes.
+    callers, in threads or processes. `require` is given the very version that the commit follows; what it
+    raises is raised, and nothing is committed.
 
     Raises StillRunning when a later attempt has committed, VerificationFailed when the committed rows are
     not those of `parts`, LakeError when the table cannot be written or a part is live already.
@@ -170,9 +172,12 @@ def commit_export(
                 create_table(uri, schema, storage_options)
             elif not schemas.covers(schema_of(table), schema):
                 widen_table(table, schema, storage_options)
-            elif (done := _committed_before(table, export_id, attempt, replaces_after, parts)) is not None:
-                return done
             else:
+                if require is not None:
+                    require(table)
+                done = _committed_before(table, export_id, attempt, replaces_after, parts)
+                if done is not None:
+                    return done
                 _commit_parts(table, export_id, attempt, parts, schema, metadata or {})
                 return _verified(uri, export_id, attempt, parts, storage_options)
         except Conflict as lost:
@@ -195,6 +200,7 @@ def write_small_partition(
     spool: Path,
     storage_options: StorageOptions = None,
     metadata: Mapping[str, str] | None = None,
+    require: Callable[[DeltaTable], None] | None = None,
 ) -> Commit:
     """Write one export's partition of a small table (`_exports`, `_lineage`): one part, one commit.
 
@@ -216,6 +222,7 @@ def write_small_partition(
         schema=schema,
         storage_options=storage_options,
         metadata=metadata,
+        require=require,
     )
 
 

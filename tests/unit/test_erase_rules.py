@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 
 from pipeline.config import Config
 from pipeline.exports.erasing.compartment import KEPT, Patient, Standing
+from pipeline.exports.erasing.leftovers import quarantined, rewrite_quarantine
 from pipeline.exports.erasing.mentions import Needle, blocks_of_anything
+from pipeline.exports.erasing.proof import prove
 from pipeline.exports.erasing.raw import (
     RawBatch,
     find_following_lines,
@@ -249,6 +251,55 @@ def test_lines_are_left_blank_and_every_other_byte_stays(session: Session, encod
     rewrite_raw(session, again[0])
     (batch,) = session.ledger.landed(EXPORT)
     assert batch.files[0].erased == 3, "one erasure after the other"
+
+
+@pytest.mark.parametrize(
+    ("goes", "line"),
+    [
+        (True, b'{"resourceType":"Patient","id":"1","name":[{"family":"'),
+        (True, b'{"name":[{"id":"2"}],"id" : "1", "resourceType" : "Patient", "gender'),
+        (True, b'{"resourceType":"Observation","id":"9","subject":{"reference":"Patient/1"},'),
+        (True, b'{"resourceType":"Task","for":{"reference":"http:\\/\\/x\\/Patient\\/1\\/_history\\/3"'),
+        (True, b'x"id":"9","subject":{"reference":"Patient/1"}}'),
+        (False, b'{"resourceType":"Observation","valueInteger":1,"subject":{"reference":"Patient/2"}'),
+        (False, b'{"resourceType":"Observation","id":"1","subject":{"reference":"Patient/2"}'),
+        (False, b'{"resourceType":"Observation","id":"1","status":"final",'),
+        (False, b'{"resourceType":"Observation","subject":{"reference":"Patient/12"},"note":[{"text":"see 1'),
+        (False, b'{"resourceType":"Flag","subject":{"reference":"Patient/2"},"author":"Patient/1"'),
+        (False, b'{"resourceType":"Patient","id":"2","identifier":[{"id":"1","value":"1"}],'),
+        (False, b'{"resourceType":"Patient","id":"2","link":[{"other":{"reference":"Patient/1"}}],'),
+        (False, b'{"contained":[{"resourceType":"Patient","id":"1"}],"resourceType":"Patient","id":"2",'),
+        (False, b'{"resourceType":"Group","member":[{"entity":{"reference":"Patient/1"}},'),
+        (False, b'{"resourceType":"Organization","id":"1","name":"of Patient/1'),
+        (False, b'{"id":"1","status":'),
+    ],
+)  # fmt: skip
+def test_a_line_that_is_no_json_goes_only_where_it_is_certainly_the_patients(
+    session: Session, goes: bool, line: bytes
+) -> None:
+    """An id may be short, and stand in anybody's lines; those are mentions."""
+    landed(session, "observation", line + b"\n", encoding="identity")
+    (raw,) = raw_batches(session)
+    find_lines_of(session, Owned(Patient("1")), Needle("1"), raw)
+    assert bool(raw.files) == goes
+    found = prove(session, Owned(Patient("1")), Needle("1"))
+    assert (found.owned["raw"], found.mentions["raw"]) == (goes, not goes)
+
+
+def test_records_of_the_quarantine_go_by_their_lines_alone(session: Session) -> None:
+    """A path has numbers, and a reason words of anybody."""
+    records = [
+        {"file": "output-000001", "line": line, "path": "entry[1]", "reason": "1 is no code", "sha256": ""}
+        for line in (1, 2)
+    ]
+    data = "".join(json.dumps(each) + "\n" for each in records).encode()
+    path = f"hosp/quarantine/{EXPORT}/0001/observation-00000.ndjson"
+    assert session.lake.put_new(path, data)
+    lines = {(EXPORT, "output-000001", 2)}
+    assert quarantined(session, set()) == {}
+    assert quarantined(session, lines) == {path: 1}
+    rewrite_quarantine(session, path, lines)
+    assert session.lake.read(path) == data.splitlines(keepends=True)[0]
 
 
 def test_sidecars_keep_what_is_about_others(session: Session) -> None:

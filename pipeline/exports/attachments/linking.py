@@ -30,6 +30,7 @@ from pipeline.exports.attachments.blobs import Blobs
 from pipeline.exports.attachments.fetched import Content, Fetched
 from pipeline.exports.attachments.links import linked_contents, links_schema, write_links
 from pipeline.exports.attachments.reading import attachments_of
+from pipeline.exports.attachments.unlinked import all_linked_blobs
 from pipeline.exports.session import Session
 from pipeline.lake.spool import discard
 from pipeline.unexpected import contained
@@ -112,6 +113,8 @@ class Linking:
         self.known: dict[str, Content] = {}
         self.states: dict[str, int] = {}
         self.contents: set[str] = set()
+        self.put: set[str] = set()
+        """sha256 of what was stored now."""
         self.fetched = 0
         self.fetched_bytes = 0
         self.luck = _Luck()
@@ -129,6 +132,14 @@ class Linking:
         self.notes.forget()
         contents = frozenset(self.contents)
         return Linked(self.export_id, self.states, self.fetched, self.fetched_bytes, commit.version, contents)
+
+    def take_back(self) -> None:
+        """Removes what was stored now and no link names: an erasure was in between, perhaps it is of whom it
+        erased. Raises `LakeError`."""
+        self.notes.forget()
+        named = all_linked_blobs(self.session)
+        for sha256 in self.put - named:
+            self.session.lake.remove(f"{self.blobs.folder}/{sha256}")
 
     def _keys(self) -> set[str]:
         found = (
@@ -217,7 +228,7 @@ class Linking:
         if not self.blobs.has(found.sha256, found.bytes):
             with self._file() as local:
                 local.write_bytes(content)
-                self.blobs.put(found.sha256, found.bytes, local)
+                self._put(found, local)
         return found
 
     def _behind_url(self, declared: Declared, row: dict[str, Any]) -> Content:
@@ -240,13 +251,18 @@ class Linking:
             ):
                 raise NotTaken("type not wanted", f"it is {media_type(arrived.content_type) or 'of no type'}")
             found = Content(arrived.sha256.hex(), arrived.size, media_type(arrived.content_type))
-            self.blobs.put(found.sha256, found.bytes, local)
+            self._put(found, local)
         with self._lock:
             self.fetched += 1
             self.fetched_bytes += found.bytes
         if key:
             self.notes.note(key, found)
         return found
+
+    def _put(self, content: Content, local: Path) -> None:
+        with self._lock:
+            self.put.add(content.sha256)
+        self.blobs.put(content.sha256, content.bytes, local)
 
     def _fetched(self, url: str, declared: Declared, into: Path) -> Arrived:
         try:

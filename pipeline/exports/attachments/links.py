@@ -135,29 +135,40 @@ def write_links(session: Session, export_id: str, number: int, tables: Iterable[
     """Replaces the export's rows; `number` is that of the commit that they were read from.
 
     Raises `StillRunning` when somebody else was quicker, `VerificationFailed` when the export is withdrawn,
-    `LakeError`, and what the making of `tables` raises.
+    `Overtaken` when an erasure was in between, `LakeError`, and what the making of `tables` raises.
     """
     from pipeline.tables.delta import write_small_partition
+    from pipeline.tables.overtaking import Overtaken, begin_making, not_overtaken
 
+    # Before `tables` read anything: see `overtaking`.
+    since = begin_making(session.table_uri(LINKS), links_schema(), session.lake.storage_options)
+    placed: list[str] = []
     older = max(committed(session, export_id) or 0, number * _MAKINGS)
 
     def put(local: Path, path: str) -> None:
         _require_standing(session, export_id)
-        session.lake.put_file(local, f"{session.table(LINKS)}/{path}")
+        placed.append(f"{session.table(LINKS)}/{path}")
+        session.lake.put_file(local, placed[-1])
 
     with session.lake.spool() as spool:
-        return write_small_partition(
-            session.table_uri(LINKS),
-            export_id=export_id,
-            attempt=older + 1,
-            replaces_after=older,
-            tables=tables,
-            schema=links_schema(),
-            put=put,
-            spool=spool,
-            storage_options=session.lake.storage_options,
-            metadata={"dagster_run_id": session.owner.run_id},
-        )
+        try:
+            return write_small_partition(
+                session.table_uri(LINKS),
+                export_id=export_id,
+                attempt=older + 1,
+                replaces_after=older,
+                tables=tables,
+                schema=links_schema(),
+                put=put,
+                spool=spool,
+                storage_options=session.lake.storage_options,
+                metadata={"dagster_run_id": session.owner.run_id},
+                require=not_overtaken(since),
+            )
+        except Overtaken:
+            for each in placed:  # it names what was erased
+                session.lake.remove(each)
+            raise
 
 
 def _require_standing(session: Session, export_id: str) -> None:

@@ -12,11 +12,13 @@ from contextlib import contextmanager
 from pipeline.bulkdata.attachment_fetching import LONGEST_HOLD, AttachmentFetcher
 from pipeline.bulkdata.attachment_policy import AttachmentPolicy
 from pipeline.config.attachments import Attachments
-from pipeline.errors import ConfigError, Unreachable
+from pipeline.errors import ConfigError, StillRunning, Unreachable
+from pipeline.exports.attachments.at_work import at_work
 from pipeline.exports.attachments.blobs import Blobs
 from pipeline.exports.attachments.linking import Linked, Linking
 from pipeline.exports.attachments.links import due_exports, published_numbers
 from pipeline.exports.session import Session
+from pipeline.tables.overtaking import Overtaken
 
 _TIMES = 3
 
@@ -35,7 +37,7 @@ def link_attachments(session: Session, export_id: str | None = None) -> Iterator
     """Brings the links of every export up to date that lacks some; or makes those of one export again.
 
     What is stored and linked is never fetched again. Raises `ConfigError`, `AuthError`, `Unreachable` when
-    the server answers nothing any more, `VerificationFailed`, `LakeError`.
+    the server answers nothing any more, `VerificationFailed`, `StillRunning`, `LakeError`.
     """
     wanted = wanted_of(session)
     numbers = published_numbers(session)
@@ -48,16 +50,23 @@ def link_attachments(session: Session, export_id: str | None = None) -> Iterator
     if not due:
         return
     blobs = Blobs(session)
-    with _fetcher(session, wanted) as (policy, fetcher):
+    with at_work(session), _fetcher(session, wanted) as (policy, fetcher):
         for each in due:
-            linked = Linking(session, each, wanted, policy, fetcher, blobs).run(numbers[each])
-            blobs = Blobs(session)
-            for _ in range(_TIMES):
+            linked = None
+            for _ in range(1 + _TIMES):
+                linking = Linking(session, each, wanted, policy, fetcher, blobs)
+                try:
+                    linked = linking.run(numbers[each])
+                except Overtaken:  # somebody was erased meanwhile
+                    linking.take_back()
+                    blobs = Blobs(session)
+                    continue
+                blobs = Blobs(session)
                 if not blobs.lacks_any(linked.contents):
                     break
                 # `clean` has removed what nothing named until now: it is fetched again.
-                linked = Linking(session, each, wanted, policy, fetcher, blobs).run(numbers[each])
-                blobs = Blobs(session)
+            if linked is None:
+                raise StillRunning("resources keep being erased meanwhile", "Run it again when that is over")
             states = ", ".join(f"{count} {state}" for state, count in sorted(linked.states.items()))
             session.log(f"attachments of {each}: {states or 'none'}; {linked.fetched} fetched now")
             yield linked

@@ -16,6 +16,14 @@ def links_log(session: Session) -> tuple[str, ...]:
     return tuple(session.lake.names(f"{session.table(LINKS)}/_delta_log"))
 
 
+def all_linked_blobs(session: Session) -> set[str]:
+    """The same of all links as they are now. Raises `LakeError`."""
+    from pipeline.tables.delta import published_parts
+
+    parts = published_parts(session.table_uri(LINKS), session.lake.storage_options)
+    return linked_blobs(session, (part.path for _, some in parts.values() for part in some))
+
+
 def linked_blobs(session: Session, parts: Iterable[str]) -> set[str]:
     """sha256 of all contents that these parts of the links name, and that a killed run has noted.
 

@@ -19,7 +19,10 @@ counts in receipts stay what they were; the tables themselves say how many rows 
 (`pipeline.tables.erased`), and the doctor adds them.
 
 The proof. Afterwards every file of the source is read again, and each row or line that has the id is weighed
-as at first. What is still the patient's is an error (exit code 4), whatever is left is told by place.
+as at first. What is still the patient's is an error (exit code 4), whatever is left is told by place. While
+somebody is at work who has read the lake before, nothing is proved (exit code 5): a merge, a flattening or a
+fetching of attachments is refused by its commit then (`pipeline.tables.overtaking`), but what it does is its
+own affair until it ends.
 
 Not reached: backups, snapshots and soft-deleted blobs of the storage, files made by `as-of` and `to-ndjson`,
 and the server itself, whose next full export brings the patient again.
@@ -27,6 +30,7 @@ and the server itself, whose next full export brings the patient again.
 
 from __future__ import annotations
 
-from pipeline.exports.erasing.erasure import Erased, erase
+from pipeline.exports.erasing.erasure import erase
+from pipeline.exports.erasing.report import Erased
 
 __all__ = ["Erased", "erase"]

@@ -37,35 +37,38 @@ def stray_raw(session: Session, needle: Needle) -> list[str]:
     return found
 
 
-def quarantined(session: Session, needle: Needle, lines: Set[Line]) -> dict[str, int]:
-    """Quarantine files, and how many of their records are about those lines or name the patient."""
+def quarantined(session: Session, lines: Set[Line]) -> dict[str, int]:
+    """Quarantine files, and how many of their records are about those lines.
+
+    Nothing else in a record tells whose it is: its path and reason hold numbers and words of anybody.
+    """
     found = {}
     root = f"{session.source.name}/quarantine"
     for name in sorted(session.lake.sizes(root)):
         data = session.lake.read(f"{root}/{name}") or b""
-        goes = _records(name.partition("/")[0], data, needle, lines)
+        goes = _records(name.partition("/")[0], data, lines)
         if len(goes):
             found[f"{root}/{name}"] = len(goes)
     return found
 
 
-def rewrite_quarantine(session: Session, path: str, needle: Needle, lines: Set[Line]) -> None:
+def rewrite_quarantine(session: Session, path: str, lines: Set[Line]) -> None:
     """The file without those records. Raises `LakeError`."""
     version = session.lake.read_version(path)
     if version is None:
         return
-    goes = _records(path.split("/")[2], version.data, needle, lines)
+    goes = _records(path.split("/")[2], version.data, lines)
     kept = [line for number, line in enumerate(version.data.splitlines(keepends=True)) if number not in goes]
     if not session.lake.replace_if(path, b"".join(kept), version.etag):
         raise StillRunning("somebody else changes the quarantine", "Run it again")
 
 
-def _records(export_id: str, data: bytes, needle: Needle, lines: Set[Line]) -> set[int]:
+def _records(export_id: str, data: bytes, lines: Set[Line]) -> set[int]:
     found = set()
     for number, line in enumerate(data.splitlines()):
         record = resource_in(line) or {}
         origin = (export_id, str(record.get("file")), record.get("line"))
-        if origin in lines or needle.in_line(line):
+        if origin in lines:
             found.add(number)
     return found
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
+from pipeline.errors import LakeError
 from pipeline.tables.parts import open_part
 from pipeline.tables.sparse_reading import held_columns
 
@@ -134,12 +135,18 @@ def batches_of(
 
     `foreign`: it was not written by us, and is read as it is.
 
-    Raises LakeError when it is no Parquet file.
+    Raises OSError when it is no Parquet file or its footer is damaged, ArrowException for damaged pages.
     """
+    try:
+        yield from _batches_of(path, columns, ours=columns is None and not foreign)
+    except LakeError as bad:
+        raise OSError(bad.cause) from None  # whoever knows which part it is has better words
+
+
+def _batches_of(path: Path, columns: list[str] | None, *, ours: bool) -> Iterator[tuple[int, pa.RecordBatch]]:
     with path.open("rb") as file, open_part(file) as part:
         groups = part.metadata.num_row_groups
         at = 0
-        ours = columns is None and not foreign
         for group, wanted in enumerate(held_columns(file) if ours else [columns] * groups):
             for batch in part.iter_batches(_ROWS, row_groups=[group], columns=wanted, use_threads=False):
                 yield at, batch

@@ -9,14 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import LakeError
+from pipeline.exports.attachments.blobs import FOLDER
+from pipeline.exports.erasing.broken import is_of
 from pipeline.exports.erasing.compartment import Standing
+from pipeline.exports.erasing.contents import unlinked_contents
+from pipeline.exports.erasing.flat import flat_type, owned_rows
 from pipeline.exports.erasing.mentions import Needle, batches_of, blocks_of_anything, resource_in
-from pipeline.exports.erasing.tables import CURRENT, DELETED, NAMING, Owned
+from pipeline.exports.erasing.quiet import runs_at_work
+from pipeline.exports.erasing.tables import CURRENT, DELETED, NAMING, Owned, open_tables
 from pipeline.exports.session import Session
 from pipeline.lake.lake import SPOOL
 from pipeline.lake.spool import is_in_use
 from pipeline.tables.definitions import type_of_table
-from pipeline.tables.flat import FLAT_SUFFIX
 
 
 @dataclass
@@ -30,14 +34,18 @@ class Proof:
     mentions: Counter[str] = field(default_factory=Counter)
     """That are not, and name the patient all the same."""
     in_use: int = 0
-    """Files in spools of processes that live, for another source perhaps: they were not read."""
+    """Runs at work on the source, and files in spools of processes that live, for another source perhaps:
+    these were not read. What they have read before may come back."""
     unread: list[str] = field(default_factory=list)
     """Files that could not be read, from the lake's root."""
 
 
 def prove(session: Session, owned: Owned, needle: Needle) -> Proof:
     """Reads everything, files on their way too. Raises `LakeError` when the lake cannot be listed."""
-    found = Proof()
+    import pyarrow as pa
+
+    # Before anything is read: whoever ends in between has committed already, and is seen.
+    found = Proof(in_use=runs_at_work(session))
     for root in (session.source.name, SPOOL):
         for name in sorted(session.lake.stored(root)):
             if root == SPOOL and _is_in_use(session, name):
@@ -54,8 +62,11 @@ def prove(session: Session, owned: Owned, needle: Needle) -> Proof:
                         _part(path, place, owned, needle, found)
                     else:
                         _text(path, place, owned, needle, found)
-            except (LakeError, FileNotFoundError):
+            except (LakeError, OSError, pa.ArrowException):
                 found.unread.append(f"{root}/{name}")
+    if not found.in_use:
+        contents = unlinked_contents(session, open_tables(session, "tables"))
+        found.owned[FOLDER] += len(contents.unlinked) + contents.doubtful
     return found
 
 
@@ -75,10 +86,15 @@ def _part(path: Path, place: str, owned: Owned, needle: Needle, found: Proof) ->
     from pipeline.tables.ndjson import lines_of
 
     name = place.rpartition("/")[2]
-    kind = type_of_table(name.removesuffix(CURRENT))
+    kind, of_flat = type_of_table(name.removesuffix(CURRENT)), flat_type(name)
     for _, batch in batches_of(path):
-        _identities(batch, name, kind, owned, place, found)
         mask = needle.in_rows(batch)
+        if of_flat is not None:
+            theirs = owned_rows(batch, owned, of_flat, name)
+            found.owned[place] += int(theirs.sum())
+            found.mentions[place] += int((mask & ~theirs).sum())
+            continue
+        _identities(batch, name, kind, owned, place, found)
         if not mask.any():
             continue
         if kind is None:
@@ -100,20 +116,12 @@ def _identities(batch: Any, name: str, kind: str | None, owned: Owned, place: st
         gone_of = {each: owned.gone(each) for each in set(types)}
         found.owned[place] += sum(each in gone_of[of] for of, each in zip(types, ids, strict=True))
         return
-    of = kind or _type_behind(name.removesuffix(CURRENT))
+    of = kind or (type_of_table(name.removesuffix(DELETED)) if name.endswith(DELETED) else None)
     if of is None or batch.schema.get_field_index("id") < 0:
         return
     gone = pa.array(sorted(owned.gone(of)), pa.string())
     ids = batch.column("id").cast(pa.string())
     found.owned[place] += int(pc.sum(pc.is_in(ids, value_set=gone)).as_py() or 0)
-
-
-def _type_behind(name: str) -> str | None:
-    """Of a flat table, or of one of tombstones."""
-    for suffix in (DELETED, f"_item{FLAT_SUFFIX}", FLAT_SUFFIX):
-        if name.endswith(suffix):
-            return type_of_table(name.removesuffix(suffix))
-    return None
 
 
 def _text(path: Path, place: str, owned: Owned, needle: Needle, found: Proof) -> None:
@@ -124,6 +132,8 @@ def _text(path: Path, place: str, owned: Owned, needle: Needle, found: Proof) ->
             resource = resource_in(line.strip())
             if place == "raw" and resource is not None:
                 _weigh(resource, place, owned, found)
+            elif place == "raw" and is_of(owned.patient, line):
+                found.owned[place] += 1
             else:
                 found.mentions[place] += 1
 

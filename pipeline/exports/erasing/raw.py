@@ -19,6 +19,7 @@ from typing import IO, Any
 import msgspec
 
 from pipeline.errors import LakeError, StillRunning, VerificationFailed
+from pipeline.exports.erasing.broken import is_of
 from pipeline.exports.erasing.mentions import Needle, resource_in
 from pipeline.exports.erasing.tables import Line, Owned
 from pipeline.exports.facts import LandedBatch, LandedFile
@@ -76,12 +77,12 @@ def raw_batches(session: Session) -> list[RawBatch]:
 
 
 def find_lines_of(session: Session, owned: Owned, needle: Needle, raw: RawBatch) -> None:
-    """The lines that say themselves that they are the patient's; bad ones that name the patient go, too."""
+    """The lines that say themselves that they are the patient's; so may bad ones (`broken`)."""
     for file, number, line in _lines(session, raw) if raw.batch.type not in SIDECARS else ():
         if not needle.may_be_in(line):
             continue
         resource = resource_in(line)
-        if owned.weigh(resource) or (resource is None and needle.in_bytes(line)):
+        if owned.weigh(resource) or (resource is None and is_of(owned.patient, line)):
             raw.put(file, number)
 
 

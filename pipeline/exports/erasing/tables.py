@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Set
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.errors import LakeError
+from pipeline.exports.attachments.links import LINKS
 from pipeline.exports.deletions import DELETES
 from pipeline.exports.erasing.compartment import Patient, Standing
 from pipeline.exports.erasing.mentions import Needle, batches_of, resource_in
@@ -30,10 +33,9 @@ Identity = tuple[str, str]
 Line = tuple[str, str, int]
 """Export, source file and line."""
 CURRENT, DELETED = "_current", "_deleted"
-ATTACHMENTS = "_attachments"
 NAMING: Mapping[str, tuple[str | None, str]] = {
     DELETES: ("resource_type", "id"),
-    ATTACHMENTS: ("resource_type", "resource_id"),
+    LINKS: ("resource_type", "resource_id"),
     "_members": (None, "patient"),
 }
 """Tables that name resources: their columns of type and id; without a type it is a Patient."""
@@ -102,6 +104,22 @@ class TableRows:
         return f"{self.folder}/{part}"
 
 
+@contextmanager
+def readable(session: Session, path: str) -> Iterator[Path]:
+    """A part as a local file; what goes wrong while it is read raises `LakeError`."""
+    import pyarrow as pa
+
+    try:
+        with session.lake.local_copy(path) as local:
+            yield local
+    except (OSError, pa.ArrowException) as bad:
+        raise LakeError(
+            f"{path} is missing or damaged ({type(bad).__name__})",
+            "Nothing is certain without it: restore it, or ingest its export again from the raw bytes "
+            "(`fhir-export doctor` tells which; a current table: `fhir-export rebuild`); then erase again",
+        ) from None
+
+
 def open_tables(session: Session, kind: str) -> list[TableRows]:
     """Every Delta table below `tables` or `current`. Raises `LakeError`."""
     from pipeline.tables.erased import files_of
@@ -124,7 +142,7 @@ def open_tables(session: Session, kind: str) -> list[TableRows]:
 def find_resources(session: Session, owned: Owned, needle: Needle, table: TableRows) -> None:
     """The rows of a table of whole resources that say themselves that they are the patient's."""
     for part in table.parts:
-        with session.lake.local_copy(table.path(part)) as path:
+        with readable(session, table.path(part)) as path:
             for begin, batch in batches_of(path):
                 mask = needle.in_rows(batch)
                 if not mask.any():
@@ -141,7 +159,7 @@ def find_followers(session: Session, owned: Owned, table: TableRows) -> None:
     if not ids:
         return
     for part in table.parts:
-        with session.lake.local_copy(table.path(part)) as path:
+        with readable(session, table.path(part)) as path:
             known = set(table.rows.get(part, np.array([], np.int64)).tolist())
             wanted = [row for row in _rows_in(path, "id", ids) if row not in known]
             if not wanted:
@@ -185,19 +203,12 @@ def lines_that_go(session: Session, table: TableRows) -> set[Line]:
     """Where the rows came from: flat rows know the same."""
     found: set[Line] = set()
     for part, rows in table.rows.items():
-        with session.lake.local_copy(table.path(part)) as path:
+        with readable(session, table.path(part)) as path:
             goes = set(rows.tolist())
             for row, line in _lines(path):
                 if row in goes:
                     found.add(line)
     return found
-
-
-def find_lines(session: Session, table: TableRows, lines: Set[Line]) -> None:
-    """The rows of a flat table that were made from those lines."""
-    for part in table.parts if lines else ():
-        with session.lake.local_copy(table.path(part)) as path:
-            table.add(part, [row for row, line in _lines(path) if line in lines])
 
 
 def _lines(path: Path) -> Iterator[tuple[int, Line]]:
@@ -213,7 +224,7 @@ def find_named(session: Session, owned: Owned, table: TableRows) -> None:
     typed, named = NAMING.get(table.name, (None, "id"))
     gone: dict[str, set[str]] = {}
     for part in table.parts:
-        with session.lake.local_copy(table.path(part)) as path:
+        with readable(session, table.path(part)) as path:
             for begin, batch in batches_of(path, [each for each in (typed, named) if each]):
                 ids = batch.column(named).to_pylist()
                 same = [table.resource_type or "Patient"] * len(ids)
@@ -222,19 +233,6 @@ def find_named(session: Session, owned: Owned, table: TableRows) -> None:
                     gone[kind] = owned.gone(kind)
                 pairs = enumerate(zip(types, ids, strict=True), start=begin)
                 table.add(part, [row for row, (kind, each) in pairs if each in gone[str(kind)]])
-
-
-def contents_that_go(session: Session, table: TableRows) -> set[str]:
-    """sha256 of the attachments that only rows name which go."""
-    goes: set[str] = set()
-    stays: set[str] = set()
-    for part in table.parts if table.rows else ():
-        rows = set(table.rows.get(part, np.array([], np.int64)).tolist())
-        with session.lake.local_copy(table.path(part)) as path:
-            for begin, batch in batches_of(path, ["sha256"]):
-                for row, each in enumerate(batch.column(0).to_pylist(), start=begin):
-                    (goes if row in rows else stays).add(each)
-    return goes - stays - {None}
 
 
 # --- writing -----------------------------------------------------------------------------------------
@@ -274,7 +272,7 @@ def erase_from_exports(session: Session, table: TableRows) -> None:
         left: list[StagedPart] = []
         for part in parts:
             attempt = int(match[1]) if (match := _ATTEMPT.search(part)) else 0
-            with session.lake.local_copy(table.path(part)) as path, session.lake.spool() as spool:
+            with readable(session, table.path(part)) as path, session.lake.spool() as spool:
                 for local in written_again(path, table.rows.get(part), spool):
                     new = part_path(export_id, attempt)
                     session.lake.put_file(local.path, table.path(new))
@@ -308,7 +306,7 @@ def erase_from_chunks(session: Session, table: TableRows) -> None:
     added = []
     nothing = np.array([], np.int64)
     for chunk in out:
-        with session.lake.local_copy(table.path(chunk.path)) as path, session.lake.spool() as spool:
+        with readable(session, table.path(chunk.path)) as path, session.lake.spool() as spool:
             for local in written_again(path, table.rows.get(chunk.path, nothing), spool):
                 name, new = new_chunk(chunk.name.rpartition("-")[0])
                 session.lake.put_file(local.path, table.path(new))
@@ -328,14 +326,6 @@ def tables_of(found: Iterable[TableRows], names: Iterable[str]) -> list[TableRow
     """Those of these names."""
     wanted = set(names)
     return [each for each in found if each.name in wanted]
-
-
-def flat_tables_of(found: Iterable[TableRows], resource_type: str) -> list[TableRows]:
-    """The flat tables of a type: of its exports, and of its current table."""
-    from pipeline.exports.flattening import flat_names
-
-    names = flat_names(resource_type)
-    return tables_of(found, (*names, *(f"{each}{CURRENT}" for each in names)))
 
 
 def is_of_resources(table: TableRows) -> bool:
