@@ -101,16 +101,15 @@ def committed(session: Session, export_id: str) -> int | None:
 
 
 def _with_failures(session: Session, among: AbstractSet[str]) -> set[str]:
-    import pyarrow.parquet as pq
-
     from pipeline.tables.delta import published_parts
+    from pipeline.tables.parts import open_part
 
     found = set()
     parts = published_parts(session.table_uri(LINKS), session.lake.storage_options)
     for export_id in among & parts.keys():
         for part in parts[export_id][1]:
-            with session.lake.open(f"{session.table(LINKS)}/{part.path}") as file:
-                states = pq.read_table(file, columns=["state"], partitioning=None).column("state")
+            with session.lake.open(f"{session.table(LINKS)}/{part.path}") as file, open_part(file) as opened:
+                states = opened.read(columns=["state"]).column("state")
             if "failed" in states.unique().to_pylist():
                 found.add(export_id)
     return found
@@ -120,9 +119,9 @@ def linked_contents(session: Session, keys: Collection[str]) -> dict[str, Conten
     """Fetch key -> content, of those among `keys` that any export's links say to be stored."""
     import pyarrow as pa
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
     from pipeline.tables.delta import published_parts
+    from pipeline.tables.parts import open_part
 
     found: dict[str, Content] = {}
     if not keys:
@@ -132,8 +131,8 @@ def linked_contents(session: Session, keys: Collection[str]) -> dict[str, Conten
     parts = published_parts(session.table_uri(LINKS), session.lake.storage_options)
     for _, files in parts.values():
         for part in files:
-            with session.lake.open(f"{session.table(LINKS)}/{part.path}") as file:
-                for batch in pq.ParquetFile(file).iter_batches(columns=columns):
+            with session.lake.open(f"{session.table(LINKS)}/{part.path}") as file, open_part(file) as opened:
+                for batch in opened.iter_batches(columns=columns):
                     there = pc.and_(
                         pc.is_in(batch.column("fetch_key"), value_set=wanted),
                         pc.equal(batch.column("state"), "stored"),
