@@ -635,11 +635,12 @@ def current(
 
     `run --wait` and Dagster do it after each export. Example: fhir-export current hosp_a --type Patient
     """
-    from pipeline.terminal.current import show_updated, update
+    from pipeline.terminal.current import show_updated, update, with_current
 
     config = _options(context).load()
     with working("merging") as tell:
-        found = [update(config, each, resource_type or (), tell) for each in _chosen(config, source)]
+        chosen = with_current(_chosen(config, source), tell)
+        found = [update(config, each, resource_type or (), tell) for each in chosen]
     show_updated(found, as_json=as_json)
 
 

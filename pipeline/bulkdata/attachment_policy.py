@@ -1,17 +1,19 @@
 """Which attachments' URLs are asked for, and with what (protocol facts 9 and 28).
 
-Stricter than for files of a manifest: these URLs are data that anyone may have written into a chart. The FHIR
-server's own origin gets the token, hosts that are named get none, and nobody else is asked; redirects too.
+Stricter than for files of a manifest: these URLs are data that anyone may have written into a chart. What is
+a document on the FHIR server's own origin (`attachment_paths`) is asked for with the token, hosts that are
+named get none, and nobody else is asked; redirects too.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from urllib.parse import unquote, urljoin, urlsplit
+from urllib.parse import urljoin
 
 import httpx
 
-from pipeline.auth.origins import origin, printable, require_secure
+from pipeline.auth.origins import origin, require_secure
+from pipeline.bulkdata.attachment_paths import why_no_document
 from pipeline.errors import DownloadRefused
 from pipeline.network.known_hosts import KnownHosts
 
@@ -50,8 +52,8 @@ class AttachmentPolicy:
         require_secure(url, error=DownloadRefused)
         target = origin(url, error=DownloadRefused)
         if target == origin(self.fhir_url):
-            if any(unquote(part).startswith("$") for part in urlsplit(str(url)).path.split("/")):
-                raise DownloadRefused(f"{printable(url)} is an operation of the server, no document")
+            if why := why_no_document(url, self.fhir_url):
+                raise DownloadRefused(f"a URL of the FHIR server is not asked for: {why}")
             return
         if target not in self.allowed_origins:
             raise DownloadRefused(f"{target} is neither the FHIR server nor named in attachments.allow_hosts")

@@ -11,7 +11,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import MAXYEAR, UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal, cast
 from urllib.parse import urljoin, urlsplit
@@ -197,13 +197,24 @@ def instant_of(text: str) -> str | None:
     text = text.strip()
     if len(text) > _LONGEST_INSTANT:
         return None
-    if _INSTANT.fullmatch(text) and _moment(text) is not None:
-        return text
-    moment = _moment(text) or _from_epoch(text) or _from_words(text) or _from_http_date(text)
+    read = _moment(text)
+    moment = _in_utc(read or _from_epoch(text) or _from_words(text) or _from_http_date(text))
     if moment is None:
         return None
-    written = moment.astimezone(UTC).isoformat(timespec="microseconds" if moment.microsecond else "seconds")
+    if read is not None and _INSTANT.fullmatch(text):
+        return text
+    written = moment.isoformat(timespec="microseconds" if moment.microsecond else "seconds")
     return written.replace("+00:00", "Z")
+
+
+def _in_utc(moment: datetime | None) -> datetime | None:
+    """None at the ends of the calendar, where .NET's and Java's placeholders lie (`0001-01-01T00:00:00Z`): to
+    reckon from there would leave it, and no export was then."""
+    try:
+        found = moment.astimezone(UTC) if moment is not None else None
+    except OverflowError:
+        return None
+    return found if found is not None and 1 < found.year < MAXYEAR else None
 
 
 def _moment(text: str) -> datetime | None:

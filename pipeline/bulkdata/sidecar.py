@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import ndjson
@@ -101,14 +101,15 @@ def deletions(blocks: Iterable[bytes]) -> Iterator[Deletion]:
 
 
 def _instant(text: object) -> datetime | None:
-    """A FHIR instant; None for anything else: a time without a zone is no moment."""
+    """A FHIR instant; None for anything else: a time without a zone is no moment, nor is one that is beyond
+    the calendar in UTC."""
     if not isinstance(text, str):
         return None
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError:
+        return moment.astimezone(UTC) if moment.tzinfo is not None else None
+    except (ValueError, OverflowError):
         return None
-    return moment if moment.tzinfo is not None else None
 
 
 def _resources(blocks: Iterable[bytes], kind: str) -> Iterator[dict[str, Any]]:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from pipeline.config import Source
 from pipeline.errors import ConfigError, LakeError
 from pipeline.exports.counting import Exports
+from pipeline.exports.new_folders import filling, require_new
 from pipeline.exports.session import Session
 from pipeline.exports.watermark import supplements
 from pipeline.tables.definitions import table_name, type_of_table
@@ -228,10 +229,13 @@ def write_as_of(session: Session, export_id: str, resource_types: Iterable[str],
 
     From the partitions of that export, of the supplements that complete it, and of all that were before it by
     transactionTime; others and the current tables are not looked at. Raises `ConfigError` when the export is
-    not published or a folder is not empty, `LakeError`, `VerificationFailed`.
+    not published, and before anything is written when a folder is not empty or cannot be one; `LakeError`,
+    `VerificationFailed`.
     """
     from pipeline.tables.current.merging import choose
 
+    resource_types = list(dict.fromkeys(resource_types))
+    require_new(out / table_name(each) for each in resource_types)
     exports = Exports(session)
     whole = {each: number for each, (number, _) in exports.whole.items()}
     if export_id not in whole:
@@ -247,11 +251,8 @@ def write_as_of(session: Session, export_id: str, resource_types: Iterable[str],
         parts = _parts(session, resource_type)
         due = _Due({each: whole[each] for each in before}, tuple(before), (), "as of")
         shares = [_share(exports, resource_type, each, due, parts) for each in before]
-        folder = out / table_name(resource_type)
-        if folder.exists() and any(folder.iterdir()):
-            raise ConfigError(f"{folder} is not empty", "Name a new folder: --out")
-        folder.mkdir(parents=True, exist_ok=True)
-        schema = _schema(session, resource_type)
-        rows[resource_type] = choose(session.lake, shares, schema, folder)
+        folder, schema = out / table_name(resource_type), _schema(session, resource_type)
+        with filling(folder):
+            rows[resource_type] = choose(session.lake, shares, schema, folder)
         session.log(f"{table_name(resource_type)}: {rows[resource_type]} rows as of {export_id}")
     return rows

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.config import Source
-from pipeline.errors import ConfigError, ExportError, LakeError
+from pipeline.errors import ExportError, LakeError
 from pipeline.exports.current import CURRENT, MAX_TRIES, places_of, wants_current
 from pipeline.exports.flattening import NotMade, flat_names, wants_flat
+from pipeline.exports.new_folders import filling, require_new
 from pipeline.exports.session import Session
 from pipeline.tables.definitions import table_name
 
@@ -119,28 +120,25 @@ def _update(session: Session, resource_type: str, *, anew: bool) -> list[Current
 # --- as of an export -----------------------------------------------------------------------------------
 
 
-def require_new(out: Path, resource_types: Iterable[str]) -> None:
-    """Raises `ConfigError` when a folder that `flatten_as_of` would fill is not empty."""
-    for resource_type in resource_types:
-        for name in flat_names(resource_type):
-            folder = out / name
-            if folder.exists() and any(folder.iterdir()):
-                raise ConfigError(f"{folder} is not empty", "Name a new folder: --out")
+def require_new_flat(out: Path, resource_types: Iterable[str]) -> None:
+    """Raises `ConfigError` when a folder that `flatten_as_of` would fill is not empty, or cannot be one."""
+    require_new(out / name for resource_type in resource_types for name in flat_names(resource_type))
 
 
 def flatten_as_of(out: Path, resource_type: str) -> dict[str, int]:
     """The flat form of what `write_as_of` has written, into `<out>/<flat table>/*.parquet`; name -> rows.
 
-    Raises `LakeError`, `VerificationFailed`.
+    Raises `ConfigError`, `LakeError`, `VerificationFailed`.
     """
     from pipeline.tables.flat import flatten
 
     parts = sorted((out / table_name(resource_type)).glob("*.parquet"))
     rows = {}
-    for name in flat_names(resource_type):
-        (out / name).mkdir(parents=True, exist_ok=True)
-    for name, written in flatten(resource_type, parts, out).items():
-        for part in written:
-            part.path.rename(out / name / part.path.name)
-        rows[name] = sum(part.rows for part in written)
+    with filling(out):
+        for name in flat_names(resource_type):
+            (out / name).mkdir(exist_ok=True)
+        for name, written in flatten(resource_type, parts, out).items():
+            for part in written:
+                part.path.rename(out / name / part.path.name)
+            rows[name] = sum(part.rows for part in written)
     return rows

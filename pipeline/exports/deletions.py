@@ -8,7 +8,7 @@ may be dropped.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 DELETES = "_deletes"
 _ROWS = 50_000
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def deletes_schema() -> pa.Schema:
@@ -105,17 +106,32 @@ def _rows(session: Session, transaction_time: str, landed: Sequence[LandedBatch]
 def read_deletes(
     session: Session, parts: Iterable[StagedPart], resource_type: str
 ) -> list[tuple[str, datetime | None, bool]]:
-    """(id, when, exact) of each resource of that type that an export named as deleted, by its parts."""
-    import pyarrow.parquet as pq
+    """(id, when, exact) of each resource of that type that an export named as deleted, by its parts.
+
+    A moment that is beyond the calendar in UTC is none. Raises `LakeError`.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from pipeline.tables.parts import open_part
 
     found: list[tuple[str, datetime | None, bool]] = []
     for part in parts:
-        with session.lake.open(f"{session.table(DELETES)}/{part.path}") as file:
-            table = pq.read_table(
-                file,
-                columns=["id", "deleted_at", "exact"],
-                filters=[("resource_type", "=", resource_type)],
-                partitioning=None,
-            )
-        found += [(row["id"], row["deleted_at"], row["exact"]) for row in table.to_pylist()]
+        with session.lake.open(f"{session.table(DELETES)}/{part.path}") as file, open_part(file) as opened:
+            for batch in opened.iter_batches(columns=["resource_type", "id", "deleted_at", "exact"]):
+                some = batch.filter(pc.equal(batch.column("resource_type"), resource_type))
+                moments = some.column("deleted_at").cast(pa.int64()).to_pylist()
+                found += zip(
+                    some.column("id").to_pylist(),
+                    map(_moment, moments),
+                    some.column("exact").to_pylist(),
+                    strict=True,
+                )
     return found
+
+
+def _moment(micros: int | None) -> datetime | None:
+    try:
+        return None if micros is None else _EPOCH + timedelta(microseconds=micros)
+    except OverflowError:
+        return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
@@ -168,24 +169,67 @@ def _widen_array(array: pa.Array, kind: pa.DataType) -> pa.Array:
 
 @contextlib.contextmanager
 def open_part(source: str | Path | Any) -> Iterator[Any]:
-    """A `pyarrow.parquet.ParquetFile` on a path or an open file. Raises LakeError when it is none.
+    """A `pyarrow.parquet.ParquetFile` on a path or an open file. Raises LakeError when it is none; and so
+    does reading from it, where its pages are damaged.
 
     A file object of the caller stays open.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        part = pq.ParquetFile(source)
-    except (pa.ArrowInvalid, OSError) as bad:
-        raise LakeError(
-            f"A Parquet part cannot be read ({type(bad).__name__})",
-            "Ingest that export again from its raw files",
-        ) from None
+    with _readable(source):
+        part = _part_class()(source)
     try:
         yield part
     finally:
         part.close()
+
+
+@contextlib.contextmanager
+def _readable(source: str | Path | Any) -> Iterator[None]:
+    """Damage is told by Arrow in errors of several kinds, whose texts may hold data."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except pa.ArrowMemoryError:
+        raise
+    except (pa.ArrowException, OSError) as bad:
+        name = getattr(source, "name", source)
+        which = "/".join(Path(name).parts[-2:]) if isinstance(name, str | Path) else ""
+        raise LakeError(
+            f"A Parquet part cannot be read ({type(bad).__name__}){which and f': {which}'}",
+            "Ingest that export again from its raw files; `fhir-export rebuild` makes a current table again",
+        ) from None
+
+
+@cache
+def _part_class() -> Any:
+    import pyarrow.parquet as pq
+
+    class Part(pq.ParquetFile):  # type: ignore[misc]
+        """Its errors are in words."""
+
+        def __init__(self, source: Any) -> None:
+            self._from = source
+            super().__init__(source)
+
+        def read(self, *given: Any, **named: Any) -> Any:
+            with _readable(self._from):
+                return super().read(*given, **named)
+
+        def read_row_group(self, *given: Any, **named: Any) -> Any:
+            with _readable(self._from):
+                return super().read_row_group(*given, **named)
+
+        def iter_batches(self, *given: Any, **named: Any) -> Iterator[Any]:
+            with _readable(self._from):  # what is done with a batch is not in it
+                found = super().iter_batches(*given, **named)
+            while True:
+                with _readable(self._from):
+                    batch = next(found, None)
+                if batch is None:
+                    return
+                yield batch
+
+    return Part
 
 
 def read_part_schema(source: str | Path | Any) -> pa.Schema:

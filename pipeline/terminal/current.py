@@ -10,18 +10,19 @@ from typing import Any
 
 from pipeline.config import Config, Source
 from pipeline.errors import ConfigError
-from pipeline.exports.current import CurrentTable, current_types, update_current, write_as_of
+from pipeline.exports.current import CurrentTable, update_current, wants_current, write_as_of
 from pipeline.exports.current_flat import (
     CurrentFlat,
     current_flat_or_why,
     flatten_as_of,
-    require_new,
+    require_new_flat,
     together,
     wants_current_flat,
 )
 from pipeline.exports.flattening import NotMade
 from pipeline.exports.owner import this_process
 from pipeline.exports.session import Session
+from pipeline.tables.definitions import is_resource_type, type_of_table
 from pipeline.terminal.screen import give, give_json, give_table, number
 
 
@@ -54,15 +55,66 @@ class Updated:
         }
 
 
-def chosen_types(session: Session, named: Sequence[str] = ()) -> list[str]:
-    """The named resource types, or all that have a table. Raises `ConfigError` for one that has none."""
-    there = current_types(session)
+def with_current(sources: Sequence[Source], say: Callable[[str], None]) -> list[Source]:
+    """Those that have current tables; of the others it is said that they have none.
+
+    Raises `ConfigError` where no source has any.
+    """
+    found = [each for each in sources if each.current is not False]
+    if not found:
+        raise _off(", ".join(each.name for each in sources))
+    for each in sources:
+        if each not in found:
+            say(f"current tables are off for {each.name} (`current: false`)")
+    return found
+
+
+def chosen_types(session: Session, named: Sequence[str], say: Callable[[str], None]) -> list[str]:
+    """The named resource types, or all whose current table is asked for and may be made.
+
+    Raises `ConfigError` for one that has no table here, or whose current table is off; says why there is none
+    at all.
+    """
+    source, exported = session.source, exported_types(session)
+    there = [each for each in exported if wants_current(source, each)]
+    if source.current is False:
+        raise _off(source.name)
+    for each in named:
+        if each in exported and each not in there:
+            raise _off(source.name, f" of {each}")
+        if each not in there and (exported or not is_resource_type(each)):
+            raise _no_type(f"{source.name} has no current table of {each}", each, there)
+    if not there:
+        limited = " of what `current` names" if exported else ""
+        say(f"{source.name}: nothing is published yet{limited}")
+        return []
+    return list(dict.fromkeys(named)) or there
+
+
+def exported_types(session: Session, named: Sequence[str] = ()) -> list[str]:
+    """The named resource types, or all that have a table of exports. Raises `ConfigError` for one that has
+    none, `LakeError`."""
+    found = map(type_of_table, session.lake.names(f"{session.source.name}/tables"))
+    there = [each for each in found if each is not None]
     for each in named:
         if each not in there:
-            near = difflib.get_close_matches(each, there, 1, cutoff=0.6)
-            meant = f"Did you mean {near[0]}?" if near else f"There are: {', '.join(there) or 'none yet'}"
-            raise ConfigError(f"{session.source.name} has no current table of {each}", meant)
-    return list(named) or there
+            raise _no_type(f"{session.source.name} has no table of {each}", each, there)
+    return list(dict.fromkeys(named)) or there
+
+
+def _off(source: str, what: str = "") -> ConfigError:
+    why = "`current` does not name it" if what else "`current: false`"
+    return ConfigError(
+        f"current tables{what} are off for {source} ({why})",
+        "Set `current: true`, or name resource types; as-of needs no current tables",
+    )
+
+
+def _no_type(cause: str, named: str, there: Sequence[str]) -> ConfigError:
+    near = difflib.get_close_matches(named, there, 1, cutoff=0.6)
+    return ConfigError(
+        cause, f"Did you mean {near[0]}?" if near else f"There are: {', '.join(there) or 'none yet'}"
+    )
 
 
 def session_of(config: Config, source: Source, say: Callable[[str], None]) -> Session:
@@ -77,7 +129,7 @@ def update(
     Raises `ConfigError`, `LakeError`; never for a flat form's sake.
     """
     session = session_of(config, source, say)
-    chosen = chosen_types(session, types)
+    chosen = chosen_types(session, types, say)
     tables = [update_current(session, each, anew=anew) for each in chosen]
     flat: list[CurrentFlat] = []
     not_made: list[NotMade] = []
@@ -145,10 +197,12 @@ def as_of(
     Raises `ConfigError`, `LakeError`, `VerificationFailed`.
     """
     session = session_of(config, source, say)
-    chosen = chosen_types(session, types)
+    chosen = exported_types(session, types)
     if flat:
-        require_new(out, chosen)
+        require_new_flat(out, chosen)
     rows = write_as_of(session, export_id, chosen, out)
+    if not chosen:
+        say("no resource was exported until then: nothing is written")
     for resource_type, count in rows.items():
         give(f"{resource_type}\t{count}")
     for resource_type in chosen if flat else ():

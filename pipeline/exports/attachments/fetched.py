@@ -17,6 +17,8 @@ from pipeline.exports.session import Session
 
 FETCHED = "_fetched"
 
+_OPEN = "open.json"
+"""Says that the links lack what lies on a server that did not answer: they are due again, however old."""
 _EVERY = 50
 _SECONDS = 5.0
 
@@ -70,7 +72,23 @@ class Fetched:
             data = json.dumps({key: asdict(content) for key, content in fresh.items()}).encode()
             self._session.lake.put_new(f"{self._folder}/{uuid.uuid4().hex}.json", data)
 
-    def forget(self) -> None:
+    def leave_open(self) -> None:
+        """The links that are about to be committed lack what could not be asked for. Raises `LakeError`."""
+        self._session.lake.put_new(f"{self._folder}/{_OPEN}", b"{}")
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the links that are committed lack something that was not asked for. Raises `LakeError`."""
+        return _OPEN in self._session.lake.names(self._folder)
+
+    def forget(self, *, but_open: bool = False) -> None:
         """The links are committed: they say it from now on. Raises `LakeError`."""
         for name in self._session.lake.names(self._folder):
-            self._session.lake.remove(f"{self._folder}/{name}")
+            if not (but_open and name == _OPEN):
+                self._session.lake.remove(f"{self._folder}/{name}")
+
+
+def open_exports(session: Session) -> set[str]:
+    """Exports whose links lack what lies on a server that did not answer. Raises `LakeError`."""
+    found = session.lake.names(f"{session.source.name}/{FOLDER}/{FETCHED}")
+    return {each for each in found if Fetched(session, each).is_open}

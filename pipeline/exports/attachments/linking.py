@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.bulkdata.attachment_fetching import Arrived, AttachmentFetcher, SignInRefused
+from pipeline.auth.origins import origin
+from pipeline.bulkdata.attachment_fetching import Arrived, AskedToWait, AttachmentFetcher
 from pipeline.bulkdata.attachment_policy import AttachmentPolicy, without_query
 from pipeline.bulkdata.attachment_rules import (
     Declared,
@@ -25,10 +26,11 @@ from pipeline.bulkdata.attachment_rules import (
     require_as_declared,
 )
 from pipeline.config.attachments import Attachments
-from pipeline.errors import AuthError, DownloadRefused, Unreachable
+from pipeline.errors import DownloadRefused
 from pipeline.exports.attachments.blobs import Blobs
 from pipeline.exports.attachments.fetched import Content, Fetched
 from pipeline.exports.attachments.links import linked_contents, links_schema, write_links
+from pipeline.exports.attachments.origins import GivenUp, Origins
 from pipeline.exports.attachments.reading import attachments_of
 from pipeline.exports.attachments.unlinked import all_linked_blobs
 from pipeline.exports.session import Session
@@ -37,9 +39,6 @@ from pipeline.unexpected import contained
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-MOST_IN_A_ROW = 10
-"""Attachments that fail one after the other: then it is the server, and the rest is not asked for."""
 
 _ROWS = 10_000
 
@@ -58,6 +57,8 @@ class Linked:
     """Of the table of links."""
     contents: frozenset[str] = field(default=frozenset(), repr=False)
     """sha256 of all that is linked."""
+    given_up: tuple[GivenUp, ...] = ()
+    """Origins that do not answer, and were asked no more."""
 
     @property
     def attachments(self) -> int:
@@ -66,29 +67,6 @@ class Linked:
     @property
     def failed(self) -> int:
         return self.states.get("failed", 0)
-
-
-@dataclass
-class _Luck:
-    """Whether the server still answers: passing failures in a row end the run."""
-
-    in_a_row: int = 0
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def well(self) -> None:
-        with self.lock:
-            self.in_a_row = 0
-
-    def failed(self, error: NotTaken) -> None:
-        with self.lock:
-            self.in_a_row += 1
-            over = self.in_a_row >= MOST_IN_A_ROW
-        if over:
-            kind = AuthError if isinstance(error, SignInRefused) else Unreachable
-            raise kind(
-                f"{MOST_IN_A_ROW} attachments in a row could not be fetched: {error.reason}",
-                "What was stored is kept; run it again when the server answers, and see the client's scopes",
-            )
 
 
 class Linking:
@@ -102,6 +80,7 @@ class Linking:
         policy: AttachmentPolicy,
         fetcher: AttachmentFetcher,
         blobs: Blobs,
+        origins: Origins,
     ) -> None:
         self.session = session
         self.export_id = export_id
@@ -117,7 +96,9 @@ class Linking:
         """sha256 of what was stored now."""
         self.fetched = 0
         self.fetched_bytes = 0
-        self.luck = _Luck()
+        self.origins = origins
+        self.left_out = False
+        """Whether something was not asked for, since its origin does not answer."""
         self.spool = Path()
         self._lock = threading.Lock()
 
@@ -129,9 +110,16 @@ class Linking:
                 commit = write_links(self.session, self.export_id, number, self._tables())
             finally:
                 self.notes.write()
-        self.notes.forget()
-        contents = frozenset(self.contents)
-        return Linked(self.export_id, self.states, self.fetched, self.fetched_bytes, commit.version, contents)
+        self.notes.forget(but_open=self.left_out)
+        return Linked(
+            self.export_id,
+            self.states,
+            self.fetched,
+            self.fetched_bytes,
+            commit.version,
+            frozenset(self.contents),
+            self.origins.given_up,
+        )
 
     def take_back(self) -> None:
         """Removes what was stored now and no link names: an erasure was in between, perhaps it is of whom it
@@ -170,6 +158,8 @@ class Linking:
                 rows = []
         if rows:
             yield pa.Table.from_pylist(rows, schema=links_schema())
+        if self.left_out:
+            self.notes.leave_open()  # before the links say that the export is done
 
     def _rows(self) -> Iterator[dict[str, Any]]:
         """In the order of the tables; several are fetched at a time, and few wait in memory."""
@@ -242,14 +232,12 @@ class Linking:
             raise NotTaken("refused", error.cause) from None
         known = self.known.get(key) if key else None
         if known is not None and self.blobs.has(known.sha256, known.bytes):
+            self._require_fitting(declared, known.bytes, known.content_type)
             return known
         with self._file() as local:
             arrived = self._fetched(url, declared, local)
             require_as_declared(declared, arrived.size, arrived.sha1, arrived.sha256, arrived.content_type)
-            if declared.content_type is None and not is_wanted(
-                arrived.content_type, self.wanted.content_types
-            ):
-                raise NotTaken("type not wanted", f"it is {media_type(arrived.content_type) or 'of no type'}")
+            self._require_fitting(declared, arrived.size, arrived.content_type)
             found = Content(arrived.sha256.hex(), arrived.size, media_type(arrived.content_type))
             self._put(found, local)
         with self._lock:
@@ -265,15 +253,24 @@ class Linking:
         self.blobs.put(content.sha256, content.bytes, local)
 
     def _fetched(self, url: str, declared: Declared, into: Path) -> Arrived:
+        """Raises NotTaken, `failed` where its origin has been given up; AuthError."""
+        where = origin(url, error=DownloadRefused)
+        if self.origins.is_given_up(where):
+            self.left_out = True
+            raise NotTaken("failed", f"{where} does not answer and was not asked")
         try:
             arrived = self.fetcher.fetch(url, declared.content_type, into)
+        except AskedToWait as wait:
+            self.origins.waits(where, wait)
+            self.left_out = True
+            raise NotTaken("failed", wait.cause) from None
         except NotTaken as reason:
             if reason.state == "failed":
-                self.luck.failed(reason)
+                self.origins.failed(where, reason)
             else:
-                self.luck.well()
+                self.origins.well(where)
             raise
-        self.luck.well()
+        self.origins.well(where)
         return arrived
 
     def _require_wanted(self, declared: Declared) -> None:
@@ -282,6 +279,13 @@ class Linking:
             raise NotTaken("type not wanted", f"it is {media_type(declared.content_type) or 'no media type'}")
         if declared.size is not None and declared.size > self.wanted.bytes_limit:
             raise NotTaken("too large", f"{declared.size} bytes, and {self.wanted.bytes_limit} are allowed")
+
+    def _require_fitting(self, declared: Declared, size: int, content_type: str | None) -> None:
+        """What has come, now or earlier, under the limits as they are now."""
+        if size > self.wanted.bytes_limit:
+            raise NotTaken("too large", f"{size} bytes, and {self.wanted.bytes_limit} are allowed")
+        if declared.content_type is None and not is_wanted(content_type, self.wanted.content_types):
+            raise NotTaken("type not wanted", f"it is {media_type(content_type) or 'of no type'}")
 
     @contextmanager
     def _file(self) -> Iterator[Path]:

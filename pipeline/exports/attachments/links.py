@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.errors import VerificationFailed
-from pipeline.exports.attachments.fetched import Content
+from pipeline.exports.attachments.fetched import Content, open_exports
 from pipeline.exports.session import Session
 
 if TYPE_CHECKING:
@@ -64,20 +65,32 @@ def published_numbers(session: Session) -> dict[str, int]:
     return {export_id: number for export_id, (number, _) in listed.items()}
 
 
-def due_exports(session: Session) -> list[str]:
+@dataclass(frozen=True)
+class Due:
+    """An export whose links are to be made; `old`: they are there, and lack what could not be asked for."""
+
+    export_id: str
+    old: bool = False
+
+
+def due_exports(session: Session) -> list[Due]:
     """Published exports without links, with links of an earlier publish, or with some that failed; the newest
-    first. Of old exports failures are left as they are. Raises `LakeError`."""
+    first. Of old exports failures are left as they are, but for those that were not asked for. Raises
+    `LakeError`."""
     from pipeline.tables.delta import committed_attempts
 
     published = sorted(published_numbers(session).items(), reverse=True)
     failed = _with_failures(session, {export_id for export_id, _ in published[:_TRIED_AGAIN]})
     names = [export_id for export_id, _ in published]
     made = committed_attempts(session.table_uri(LINKS), names, session.lake.storage_options)
-    return [
-        export_id
-        for export_id, number in published
-        if export_id in failed or made.get(export_id, 0) // _MAKINGS < number
-    ]
+    lacking = open_exports(session)
+    due = []
+    for export_id, number in published:
+        if export_id in failed or made.get(export_id, 0) // _MAKINGS < number:
+            due.append(Due(export_id))
+        elif export_id in lacking:
+            due.append(Due(export_id, old=True))
+    return due
 
 
 def committed(session: Session, export_id: str) -> int | None:
@@ -88,16 +101,15 @@ def committed(session: Session, export_id: str) -> int | None:
 
 
 def _with_failures(session: Session, among: AbstractSet[str]) -> set[str]:
-    import pyarrow.parquet as pq
-
     from pipeline.tables.delta import published_parts
+    from pipeline.tables.parts import open_part
 
     found = set()
     parts = published_parts(session.table_uri(LINKS), session.lake.storage_options)
     for export_id in among & parts.keys():
         for part in parts[export_id][1]:
-            with session.lake.open(f"{session.table(LINKS)}/{part.path}") as file:
-                states = pq.read_table(file, columns=["state"], partitioning=None).column("state")
+            with session.lake.open(f"{session.table(LINKS)}/{part.path}") as file, open_part(file) as opened:
+                states = opened.read(columns=["state"]).column("state")
             if "failed" in states.unique().to_pylist():
                 found.add(export_id)
     return found
@@ -107,9 +119,9 @@ def linked_contents(session: Session, keys: Collection[str]) -> dict[str, Conten
     """Fetch key -> content, of those among `keys` that any export's links say to be stored."""
     import pyarrow as pa
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
     from pipeline.tables.delta import published_parts
+    from pipeline.tables.parts import open_part
 
     found: dict[str, Content] = {}
     if not keys:
@@ -119,8 +131,8 @@ def linked_contents(session: Session, keys: Collection[str]) -> dict[str, Conten
     parts = published_parts(session.table_uri(LINKS), session.lake.storage_options)
     for _, files in parts.values():
         for part in files:
-            with session.lake.open(f"{session.table(LINKS)}/{part.path}") as file:
-                for batch in pq.ParquetFile(file).iter_batches(columns=columns):
+            with session.lake.open(f"{session.table(LINKS)}/{part.path}") as file, open_part(file) as opened:
+                for batch in opened.iter_batches(columns=columns):
                     there = pc.and_(
                         pc.is_in(batch.column("fetch_key"), value_set=wanted),
                         pc.equal(batch.column("state"), "stored"),

@@ -26,14 +26,13 @@ def attachments_of(
 
     Raises `LakeError`.
     """
-    import pyarrow.parquet as pq
-
     from pipeline.tables.delta import live_parts
+    from pipeline.tables.parts import open_part
 
     table = table_name(resource_type)
     for part in live_parts(session.table_uri(table), export_id, session.lake.storage_options):
-        with session.lake.open(f"{session.table(table)}/{part.path}") as file:
-            for row in _rows(pq.ParquetFile(file), _COLUMNS[resource_type], with_data):
+        with session.lake.open(f"{session.table(table)}/{part.path}") as file, open_part(file) as opened:
+            for row in _rows(opened, _COLUMNS[resource_type], with_data):
                 yield from _declared(resource_type, row)
 
 

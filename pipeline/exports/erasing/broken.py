@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from pipeline.exports.erasing.compartment import BEYOND, BY, KEPT, OF, Patient
+from pipeline.exports.erasing.compartment import KEPT, Patient
+from pipeline.tables.compartment import BEYOND, BY, OF
 
 _TOKEN = re.compile(rb'"((?:[^"\\]|\\.)*)"|([{}\[\]:])', re.DOTALL)
 _REFERENCE = re.compile(rb"""(?<![A-Za-z0-9])Patient\\?/([^\\/"'?#|\s,;:<>(){}\[\]]+)""")
