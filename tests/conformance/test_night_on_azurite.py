@@ -39,7 +39,7 @@ def night(
                 "name": "hosp",
                 "fhir_url": sandbox.fhir_url,
                 "auth": {"client_id": "nightly", "private_key": "file:keys/hosp.pem", "algorithm": "ES384"},
-                "export": {"group": "demo", "types": list(TYPES)},
+                "export": {"group": "demo", "types": list(TYPES), "since": "never"},
                 "schedule": "0 0 29 2 *",  # never while the test runs
                 "flat": ["Patient"],
             }

@@ -92,7 +92,7 @@ def test_only_what_changed_is_flattened_again(tmp_path: Path, monkeypatch: pytes
     assert merged.chunks_out == 1
     with counted(monkeypatch) as resources:
         second = flattened(tables, N1, N2)
-    assert resources == [1], "the others of that chunk are copied"
+    assert sum(resources) == 1, "the others of that chunk are copied"
     current = ChunkTable.at(tables.lake.table_uri(tables.places().current))
     for name, place in PLACES.items():
         assert (second[name].chunks_out, second[name].chunks_in) == (merged.chunks_out, merged.chunks_in)
