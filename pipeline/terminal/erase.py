@@ -42,7 +42,7 @@ def show_erased(erased: Erased, *, as_json: bool) -> None:
     if erased.unread:
         say(f"{len(erased.unread)} files could not be read, {erased.unread[0]} for one")
     if erased.in_use:
-        say(f"{erased.in_use} files in spools of running processes were not read: run it again when they end")
+        say(f"{erased.in_use} runs at work, or files in spools of running processes, which were not read")
     left = in_words(erased.left.items())
     verdict = f"still there: {left}" if left else "nothing of the patient is left"
     say(f"{erased.read:,} files read again: {verdict}")

@@ -170,6 +170,8 @@ def test_attachments_that_were_read_before_an_erasure_are_not_linked(
 
     def erase_now() -> None:
         monkeypatch.undo()
+        with pytest.raises(StillRunning, match="fetches attachments"):
+            erase(made.session, "p1", dry_run=False)
         with pytest.MonkeyPatch.context() as unseen:
             unseen.setattr(erasure, "require_quiet", lambda *_, **__: None)
             beside.append(erase(made.session, "p1", dry_run=False))
