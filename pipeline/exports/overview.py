@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pipeline.config import Config, Source
 from pipeline.errors import ConfigError
 from pipeline.exports.advice import in_words
-from pipeline.exports.facts import TableCounts
+from pipeline.exports.facts import SUPPLEMENT, TableCounts
 from pipeline.exports.flattening import standing, wanted_names
 from pipeline.exports.history import Event, history
 from pipeline.exports.identity import require_export_id
@@ -172,7 +172,8 @@ def _chain(facts: Facts) -> Iterator[str]:
             what += f"asks again for {facts.succeeds.export_id}, number {facts.succeeds.number} in a row"
         yield what.rstrip("; ")
     if facts.successor:
-        yield f"{'completed' if facts.receipt else 'asked again'} by {facts.successor.export_id}"
+        completes = facts.receipt or facts.successor.cause == SUPPLEMENT
+        yield f"{'completed' if completes else 'asked again'} by {facts.successor.export_id}"
 
 
 def find_export(config: Config, text: str) -> tuple[Source, str]:
