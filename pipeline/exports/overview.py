@@ -168,7 +168,7 @@ def details(session: Session, export_id: str) -> ExportDetails:
 def _chain(facts: Facts) -> Iterator[str]:
     if facts.succeeds:
         what = f"a supplement of {facts.supplement_of}; " if facts.supplement_of else ""
-        if facts.succeeds.export_id != facts.supplement_of:
+        if not facts.supplement_of or facts.succeeds.number > 1:
             what += f"asks again for {facts.succeeds.export_id}, number {facts.succeeds.number} in a row"
         yield what.rstrip("; ")
     if facts.successor:
