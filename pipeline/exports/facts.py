@@ -70,6 +70,15 @@ class IntentError(Fact):
     """False when no answer came: a job may run there that nobody knows of."""
 
 
+class Unprepared(Fact):
+    """A request that could not even be prepared (`unprepared-0001.json`): nothing was asked for."""
+
+    intent: int
+    """The number that its intent would have had."""
+    reason: str
+    advice: str = ""
+
+
 class MembersFact(Fact):
     """Who was in the group when an intent was written (`members-0001.json`); for a supplement, who of them
     it asks for. Digests: the patients themselves are in `_members` once the export is published."""
@@ -123,9 +132,12 @@ class Retry(Fact):
 
 
 class Successor(Fact):
-    """In an export that ended without data (`successor.json`): the export run that asks again."""
+    """In an export that ended without data, or left something out (`successor.json`): who asks again,
+    or for the rest. Should somebody else have begun one of that id: `successor-0002.json`."""
 
     export_id: str
+    number: int = 1
+    cause: Cause | Literal["supplement"] = ""
 
 
 class Succeeds(Fact):
@@ -136,6 +148,9 @@ class Succeeds(Fact):
     reason: str = ""
     supplement_of: str = ""
     """The published export that this one completes; empty: it asks for the same again."""
+    lacks: Lacks = Lacks()
+    """What that one lacks: the types are asked for here, then the patients by a supplement behind this one;
+    without types, the patients here."""
 
 
 class LookFact(Fact):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from itertools import chain
 
+from pipeline.exports.facts import SUPPLEMENT
 from pipeline.exports.ledger import Facts
 
 
@@ -27,6 +28,9 @@ def history(facts: Facts) -> tuple[Event, ...]:
 def _asked(facts: Facts) -> Iterator[Event]:
     for intent in facts.intents:
         yield Event(intent.at, f"kick-off request {intent.number} by run {intent.owner.run_id}")
+    for unprepared in facts.unprepared:
+        what = f"kick-off request {unprepared.intent} could not be prepared: {unprepared.reason}"
+        yield Event(unprepared.at, what)
     for number, refused in facts.intent_errors.items():
         yield Event(refused.at, f"kick-off request {number} brought no job: {refused.reason}")
     if facts.request:
@@ -66,5 +70,6 @@ def _decided(facts: Facts) -> Iterator[Event]:
             facts.succeeds.at, f"opened {why} {facts.succeeds.supplement_of or facts.succeeds.export_id}"
         )
     if facts.successor:
-        does = "asks for what was left out" if facts.receipt else "asks again"
+        completes = facts.receipt or facts.successor.cause == SUPPLEMENT
+        does = "asks for what was left out" if completes else "asks again"
         yield Event(facts.successor.at, f"export run {facts.successor.export_id} {does}")

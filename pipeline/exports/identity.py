@@ -40,6 +40,14 @@ def export_id_at(moment: datetime, taken: Container[str] = ()) -> str:
     return text
 
 
+def unscheduled_id(moment: datetime, taken: Container[str] = ()) -> str:
+    """The same, and never that of a schedule's time, which is a whole minute."""
+    found = export_id_at(moment, taken)
+    while found.endswith("00Z"):
+        found = export_id_at(moment_of(found) + timedelta(seconds=1), taken)
+    return found
+
+
 def moment_of(export_id: str) -> datetime:
     """The moment that an id is made from. Raises `ConfigError` when it is none."""
     return datetime.strptime(require_export_id(export_id), _FORMAT).replace(tzinfo=UTC)

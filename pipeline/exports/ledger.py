@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from pipeline.errors import LakeError
 from pipeline.exports.batches import Batches
 from pipeline.exports.facts import (
+    SUPPLEMENT,
     AttemptError,
     Claim,
     ClosingFact,
@@ -33,6 +34,7 @@ from pipeline.exports.facts import (
     StagedBatch,
     Succeeds,
     Successor,
+    Unprepared,
 )
 from pipeline.exports.identity import is_export_id
 from pipeline.lake.lake import Lake
@@ -44,6 +46,8 @@ CLOSINGS = ("withdrawn", "withdrawing", "cancelled", "gone", "rejected", "held")
 
 _INTENT = re.compile(r"^intent(?:-(\d{4}))?\.json$")
 _INTENT_ERROR = re.compile(r"^intent-(\d{4})\.error\.json$")
+_UNPREPARED = re.compile(r"^unprepared-(\d{4})\.json$")
+_SUCCESSOR = re.compile(r"^successor(?:-(\d{4}))?\.json$")
 _HELD = re.compile(r"^held(?:-(\d{4}))?\.json$")
 _BATCH = re.compile(r"(?:^|/)(?P<type>[^/]+)-\d{6,}\.json$")
 _ATTEMPT_ERROR = re.compile(r"^attempts/(\d{4})\.error\.json$")
@@ -57,6 +61,7 @@ class Facts:
     export_id: str
     intents: tuple[Intent, ...] = ()
     intent_errors: Mapping[int, IntentError] = field(default_factory=dict)
+    unprepared: tuple[Unprepared, ...] = ()
     request: Request | None = None
     manifest: ManifestFact | None = None
     claims: tuple[Claim, ...] = ()
@@ -147,12 +152,18 @@ class Ledger:
         }
         if helds and max(helds) > max(retries, default=0):
             closings["held"] = helds[max(helds)]
-        successor = reader.named("successor.json", Successor)
+        successors = reader.numbered(_SUCCESSOR, Successor)
+        successor = successors[max(successors)] if successors else None
+        succeeds = reader.named("succeeds.json", Succeeds)
+        alone = successor is not None and bool(
+            successor.cause == SUPPLEMENT or (succeeds and succeeds.supplement_of)
+        )
         facts = Facts(
             source=self.source,
             export_id=export_id,
             intents=_in_order(reader.numbered(_INTENT, Intent)),
             intent_errors=reader.numbered(_INTENT_ERROR, IntentError),
+            unprepared=_in_order(reader.numbered(_UNPREPARED, Unprepared)),
             request=reader.named("request.json", Request),
             manifest=reader.named("manifest.json", ManifestFact),
             claims=_in_order(reader.numbered(_in("attempts"), Claim)),
@@ -164,17 +175,22 @@ class Ledger:
             helds=helds,
             retries=retries,
             successor=successor,
-            successor_opened=successor is not None and self._knows_of(successor, export_id),
-            succeeds=reader.named("succeeds.json", Succeeds),
+            successor_opened=successor is not None and self._knows_of(successor, export_id, alone),
+            succeeds=succeeds,
             looks=_in_order(reader.numbered(_in("looks"), LookFact)),
             raw_dropped="raw-dropped.json" in names,
         )
         return replace(facts, damaged=tuple(sorted(reader.damaged)))
 
-    def _knows_of(self, successor: Successor, export_id: str) -> bool:
+    def _knows_of(self, successor: Successor, export_id: str, alone: bool) -> bool:
+        """`alone`: it asks for what no other export asks for, so that one of somebody else is none."""
         if not is_export_id(successor.export_id) or successor.export_id == export_id:
             return True  # not written by us: nothing is opened for it
-        return self.lake.read(f"{self.folder(successor.export_id)}/succeeds.json") is not None
+        reader = _Reader(self.lake, self.folder(successor.export_id))
+        succeeds = reader.fact("succeeds.json", Succeeds)
+        if succeeds is None:
+            return bool(reader.damaged)  # it may be ours: nothing is opened twice
+        return succeeds.export_id == export_id or not alone
 
     def landed(self, export_id: str, batch_type: str | None = None) -> list[LandedBatch]:
         """The batches whose bytes are in the lake, by type and number; all, or those of one type.

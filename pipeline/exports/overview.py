@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pipeline.config import Config, Source
 from pipeline.errors import ConfigError
 from pipeline.exports.advice import in_words
-from pipeline.exports.facts import TableCounts
+from pipeline.exports.facts import SUPPLEMENT, TableCounts
 from pipeline.exports.flattening import standing, wanted_names
 from pipeline.exports.history import Event, history
 from pipeline.exports.identity import require_export_id
@@ -168,11 +168,12 @@ def details(session: Session, export_id: str) -> ExportDetails:
 def _chain(facts: Facts) -> Iterator[str]:
     if facts.succeeds:
         what = f"a supplement of {facts.supplement_of}; " if facts.supplement_of else ""
-        if facts.succeeds.export_id != facts.supplement_of:
+        if not facts.supplement_of or facts.succeeds.number > 1:
             what += f"asks again for {facts.succeeds.export_id}, number {facts.succeeds.number} in a row"
         yield what.rstrip("; ")
     if facts.successor:
-        yield f"{'completed' if facts.receipt else 'asked again'} by {facts.successor.export_id}"
+        completes = facts.receipt or facts.successor.cause == SUPPLEMENT
+        yield f"{'completed' if completes else 'asked again'} by {facts.successor.export_id}"
 
 
 def find_export(config: Config, text: str) -> tuple[Source, str]:

@@ -6,7 +6,7 @@ other case the export is full, and says why.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
@@ -86,7 +86,7 @@ def plan_export(
     Raises `NothingToAsk`, `LakeError`, and for a supplement `Unreachable`.
     """
     if facts.supplement_of:
-        return _supplement(session, asked, facts, members)
+        return _supplement(session, asked, facts, members, line)
     source = session.source
     if source.export.since == "never":
         return Plan(asked, Since(None, "full: since is never"), members=members.digests)
@@ -129,6 +129,9 @@ def _auto(session: Session, asked: KickoffParameters, members: Members, line: st
     if resync:
         return full(resync)
     added = tuple(each for each in asked.types if each not in marks)
+    refused = _refused_types(session, marks, added)
+    if refused:
+        return full(f"the server has refused the supplement {refused} of {', '.join(added)}")
     since = Since(_since(session, marks), "the transactionTime of the last complete export")
     if added:
         since = Since(since.value, f"{since.reason}; {', '.join(added)}: in full, by a supplement")
@@ -215,46 +218,73 @@ def _for_members(session: Session, marks: Mapping[str, Mark], members: Members, 
 
 def _refused_list(session: Session, marks: Mapping[str, Mark]) -> str:
     """The supplement that the server would not make, if any."""
+    for each in _refused(session, marks):
+        if each.intents[-1].patients is not None:
+            return each.export_id
+    return ""
+
+
+def _refused_types(session: Session, marks: Mapping[str, Mark], added: Sequence[str]) -> str:
+    """The same, of types that were added: some go together with others only."""
+    for each in _refused(session, marks):
+        intent = each.intents[-1]
+        if intent.patients is None and {*intent.parameters.get("types", ())} & {*added}:
+            return each.export_id
+    return ""
+
+
+def _refused(session: Session, marks: Mapping[str, Mark]) -> Iterator[Facts]:
     for mark in marks.values():
         for each in supplements(session, mark.facts):
-            if "rejected" in each.closings and each.intents and each.intents[-1].patients is not None:
-                return each.export_id
-    return ""
+            if "rejected" in each.closings and each.intents:
+                yield each
 
 
 # --- supplements -------------------------------------------------------------------------------------------
 
 
-def _supplement(session: Session, asked: KickoffParameters, facts: Facts, members: Members) -> Plan:
-    main = session.ledger.read(facts.supplement_of)
+def _supplement(
+    session: Session, asked: KickoffParameters, facts: Facts, members: Members, line: str
+) -> Plan:
+    """With the parameters of the export that it completes: the types may have changed meanwhile."""
+    main, lacks = (
+        session.ledger.read(facts.supplement_of),
+        facts.succeeds.lacks if facts.succeeds else Lacks(),
+    )
     intent = main.asked
     if intent is None:
         raise LakeError(f"{main.label} has no request that can be read", "Restore its facts")
+    if main.closings.keys() & {"withdrawing", "withdrawn"}:
+        raise NothingToAsk(f"{main.export_id} is withdrawn")
+    if intent.line != line or not moves_a_watermark(session.source, session.profile):
+        raise NothingToAsk(f"something else is exported now than in {main.export_id}: the next one is full")
+    if asked.level == "group" and members.found is None:
+        raise Unreachable(f"who is in the group cannot be told: {members.why_not}")
     fact = session.ledger.members(main.export_id, intent.number)
     joined = split_digests(fact.joined) if fact else set()
-    if joined and members.found is None:
-        raise Unreachable(f"who is in the group cannot be told: {members.why_not or 'not at this level'}")
     there = {digest: member for digest, member in (members.found or {}).items() if digest in joined}
-    if intent.lacks.types:
-        return _added_types(asked, main, intent.lacks.types, members, frozenset(there))
+    if lacks.types:
+        return _added_types(asked, main, lacks.types, members, frozenset(there))
     if not there:
         raise NothingToAsk("those who had joined the group have left it again")
     patients = tuple(sorted({member.patient for member in there.values()}))
     reason = f"full: {len(patients)} patients had joined the group before {main.export_id}"
-    return Plan(replace(asked, patients=patients), Since(None, reason), members=frozenset(there))
+    wanted = replace(_of_types(asked, intent.parameters.get("types", ())), patients=patients)
+    return Plan(wanted, Since(None, reason), members=frozenset(there))
 
 
 def _added_types(
     asked: KickoffParameters, main: Facts, types: tuple[str, ...], members: Members, joined: frozenset[str]
 ) -> Plan:
-    """Of everybody; who joined at the same time comes in a supplement of this one."""
-    others = tuple(each for each in asked.types if each not in types)
-    wanted = replace(asked, types=types, type_filters=_filters_without(asked, others))
-    reason = f"full: {', '.join(types)} came to the exports with {main.export_id}"
-    return Plan(
-        wanted,
-        Since(None, reason),
-        Lacks(patients=len(joined)),
-        members=members.digests,
-        joined=joined,
-    )
+    """Of everybody; who joined at the same time comes in a supplement behind this one."""
+    wanted = tuple(each for each in types if each in asked.types or not asked.types)
+    if not wanted:
+        raise NothingToAsk(f"{', '.join(types)}: not exported any more")
+    reason = f"full: {', '.join(wanted)} came to the exports with {main.export_id}"
+    return Plan(_of_types(asked, wanted), Since(None, reason), members=members.digests, joined=joined)
+
+
+def _of_types(asked: KickoffParameters, types: Sequence[str]) -> KickoffParameters:
+    """With the filters on those only; no types: whatever the server gives."""
+    filters = [each for each in asked.type_filters if not types or each.partition("?")[0] in types]
+    return replace(asked, types=tuple(types), type_filters=tuple(filters))

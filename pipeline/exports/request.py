@@ -21,7 +21,7 @@ from pipeline.errors import (
 )
 from pipeline.exports.closing import reject
 from pipeline.exports.connection import profile_of
-from pipeline.exports.facts import Intent, IntentError, MembersFact, Request
+from pipeline.exports.facts import Intent, IntentError, MembersFact, Request, Unprepared
 from pipeline.exports.identity import require_export_id
 from pipeline.exports.ledger import Facts
 from pipeline.exports.members import joined_digests
@@ -126,7 +126,9 @@ def plan_kickoff(session: Session, facts: Facts, members: Members | None = None)
     asked = asked_for(session.source, session.profile)
     line, wanted = line_of(session.source, asked), fingerprint(session.source, asked)
     plan = plan_export(session, asked, facts, members or Members(session), line, wanted)
-    until = None if facts.supplement_of else _until(session, plan.since.value)
+    if plan.parameters.patients:
+        return plan  # no later export begins there
+    until = _until(session, plan.since.value)
     return replace(plan, parameters=replace(plan.parameters, until=until))
 
 
@@ -165,12 +167,16 @@ def line_of(source: Source, asked: KickoffParameters) -> str:
 
 def _intend(session: Session, facts: Facts, number: int) -> KickoffParameters:
     """Plans the kick-off and writes the intent down; nothing is asked for yet."""
-    export_id, members = facts.export_id, Members(session)
+    export_id = facts.export_id
     try:
+        members = Members(session)
         plan = plan_kickoff(session, facts, members)
     except NothingToAsk as nothing:
         reject(session, export_id, Reject(str(nothing), _NOTHING))
         raise KickoffRejected(f"{facts.label}: {nothing}", _NOTHING) from None
+    except Exception as error:
+        _note_unprepared(session, facts, number, error)
+        raise
     parameters = plan.parameters
     line = line_of(session.source, asked_for(session.source, session.profile))
     intent = Intent(
@@ -181,7 +187,7 @@ def _intend(session: Session, facts: Facts, number: int) -> KickoffParameters:
         parameters=asdict(replace(parameters, patients=())),
         fingerprint=fingerprint(session.source, parameters),
         since_reason=plan.since.reason,
-        line="" if parameters.patients else line,
+        line=line,
         lacks=plan.lacks,
         patients=len(parameters.patients) or None,
         deletes_from=plan.deletes_from,
@@ -190,8 +196,8 @@ def _intend(session: Session, facts: Facts, number: int) -> KickoffParameters:
     if not session.ledger.write(export_id, name, intent):
         raise StillRunning(f"another run is asking for {facts.label} at this moment")
     _remember_members(session, export_id, number, plan)
-    # Withdrawn since: it would leave a hole.
-    if _left_out(plan_kickoff(session, facts, members)) != _left_out(plan):
+    # Withdrawn since: it would leave a hole. Or it has become a supplement.
+    if not _is_so_still(session, facts, members, plan):
         moved = Unreachable("the watermark moved while the request was prepared", "It is asked again")
         _note(session, export_id, number, moved)
         raise moved
@@ -240,6 +246,15 @@ def _ask(session: Session, facts: Facts, number: int) -> Facts:
     return session.ledger.read(export_id)
 
 
+def _is_so_still(session: Session, facts: Facts, members: Members, plan: Plan) -> bool:
+    now = session.ledger.read(facts.export_id)
+    try:
+        again = plan_kickoff(session, now, members)
+    except (ExportError, NothingToAsk):
+        return False
+    return now.supplement_of == facts.supplement_of and _left_out(again) == _left_out(plan)
+
+
 def _left_out(plan: Plan) -> tuple[object, ...]:
     return plan.parameters.since, plan.parameters.types, plan.joined, plan.deletes_from
 
@@ -271,6 +286,15 @@ def _note(session: Session, export_id: str, number: int, error: ExportError, *, 
         at=session.now(), reason=error.cause, advice=error.advice, retry_at=again, certain=certain
     )
     session.ledger.write(export_id, f"intent-{number:04d}.error.json", fact)
+
+
+def _note_unprepared(session: Session, facts: Facts, number: int, error: Exception) -> None:
+    """For one that others know of: it must neither be tried for ever nor stand in the schedule's way."""
+    if facts.succeeds is None and not facts.intents:
+        return  # nobody will try it again: the error is all there is
+    known = error if isinstance(error, ExportError) else ExportError(f"unexpected {type(error).__name__}")
+    fact = Unprepared(at=session.now(), intent=number, reason=known.cause, advice=known.advice)
+    session.ledger.write(facts.export_id, f"unprepared-{len(facts.unprepared) + 1:04d}.json", fact)
 
 
 def _accept(session: Session, export_id: str, number: int, status_url: str) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from pipeline.errors import StillRunning
+from pipeline.exports.asking import backoff, before_request, was_put_off
 from pipeline.exports.facts import SUPPLEMENT, AttemptError, ClosingFact, Request
 from pipeline.exports.ledger import CLOSINGS, Facts
 from pipeline.exports.owner import Owner
@@ -48,9 +49,6 @@ __all__ = [
     "next_step",
 ]
 
-MAX_KICKOFF_FAILURES = 5
-"""Tries that ended neither in an answer nor in a 'later': then an operator has to look."""
-
 RELEASE_FOR = timedelta(days=2)
 """How long DELETE is tried after the receipt; servers expire their jobs by themselves."""
 
@@ -66,9 +64,9 @@ def next_step(facts: Facts, now: datetime, policy: Policy, is_dead: Callable[[Ow
         return _after_receipt(facts, now, policy, is_dead)
     for state in CLOSINGS:
         if state in facts.closings:
-            return _ask_again(facts, facts.closings[state], now, policy) or Closed(state)
+            return _after_end(facts, facts.closings[state], now, policy) or Closed(state)
     if facts.request is None:
-        return _before_request(facts, now, policy, is_dead)
+        return before_request(facts, now, policy, is_dead)
     claim = facts.last_claim
     if claim is not None and not is_dead(claim.owner):
         return Busy(claim.owner, "ingest")
@@ -98,7 +96,7 @@ def _after_receipt(facts: Facts, now: datetime, policy: Policy, is_dead: Callabl
     if claim is not None and claim.number > receipt.attempt and not is_dead(claim.owner):
         return Busy(claim.owner, "ingest")  # it is being ingested again
     open_job = facts.released is None and "gone" not in facts.closings and "cancelled" not in facts.closings
-    supplement = _supplement(facts, now)
+    supplement = _supplement(facts, receipt.at, now)
     if supplement is not None:
         return supplement
     release = policy.release and open_job and now < receipt.at + RELEASE_FOR
@@ -109,17 +107,31 @@ def _after_receipt(facts: Facts, now: datetime, policy: Policy, is_dead: Callabl
     return Closed("published")
 
 
-def _supplement(facts: Facts, now: datetime) -> AskAgain | None:
-    """Whether what this export's `_since` has left out is to be asked for, in an export run of its own."""
-    receipt, intent = facts.receipt, facts.asked
-    # Without a watermark nothing starts here: the next export finds out itself what it lacks.
-    if receipt is None or intent is None or receipt.watermark is None:
-        return None
-    if not (intent.lacks.types or intent.lacks.patients):
+def _supplement(facts: Facts, ended: datetime, now: datetime) -> AskAgain | None:
+    """Whether what this export has left out is to be asked for, in an export run of its own."""
+    if not _leaves_out(facts):
         return None
     if facts.successor is not None:
         return None if facts.successor_opened else AskAgain(1, SUPPLEMENT)
-    return AskAgain(1, SUPPLEMENT) if now <= receipt.at + ASKED_AGAIN_WITHIN else None
+    return AskAgain(1, SUPPLEMENT) if now <= ended + ASKED_AGAIN_WITHIN else None
+
+
+def _leaves_out(facts: Facts) -> bool:
+    receipt, intent = facts.receipt, facts.asked
+    if facts.supplement_of:  # of added types: whatever became of it, the new patients come behind it
+        return bool(facts.succeeds and facts.succeeds.lacks.types and facts.succeeds.lacks.patients)
+    # Without a watermark nothing starts here: the next export finds out itself what it lacks.
+    if receipt is None or intent is None or receipt.watermark is None:
+        return False
+    return bool(intent.lacks.types or intent.lacks.patients)
+
+
+def _after_end(facts: Facts, closing: ClosingFact, now: datetime, policy: Policy) -> AskAgain | None:
+    """What comes behind an end without data, where something does."""
+    again = _ask_again(facts, closing, now, policy)
+    if again or facts.closings.keys() & {"withdrawing", "withdrawn"}:
+        return again
+    return _supplement(facts, closing.at, now)
 
 
 def _ask_again(facts: Facts, closing: ClosingFact, now: datetime, policy: Policy) -> AskAgain | None:
@@ -128,39 +140,11 @@ def _ask_again(facts: Facts, closing: ClosingFact, now: datetime, policy: Policy
         return None
     number = facts.succeeds.number + 1 if facts.succeeds else 1
     if facts.successor is not None:
-        return None if facts.successor_opened else AskAgain(number, closing.cause)
+        done = facts.successor_opened or facts.successor.cause == SUPPLEMENT
+        return None if done else AskAgain(number, closing.cause)
     if number > policy.ask_again.get(closing.cause, 0) or now > closing.at + ASKED_AGAIN_WITHIN:
         return None
     return AskAgain(number, closing.cause)
-
-
-def _before_request(facts: Facts, now: datetime, policy: Policy, is_dead: Callable[[Owner], bool]) -> Step:
-    if not facts.intents:
-        how = "supplement" if facts.supplement_of else "asked again"
-        return KickOff(1, f"{how}: {facts.succeeds.reason}" if facts.succeeds else "new")
-    intent = facts.intents[-1]
-    error = facts.intent_errors.get(intent.number)
-    if error is None and not is_dead(intent.owner):
-        return Busy(intent.owner, "kick-off")
-    first = facts.intents[0].at
-    if error is not None and error.retry_at is not None:
-        if error.retry_at > first + policy.deadline:
-            return Reject(
-                f"the server did not take the request within {_hours(policy.deadline)}: {error.reason}",
-                "Look at the server's load, and for an export of this client that still runs there",
-            )
-        return KickOff(intent.number + 1, error.reason, error.retry_at)
-    failed = sum(1 for each in facts.intents if not _was_put_off(facts, each.number))
-    reason = error.reason if error else "the request was sent, perhaps, and no answer was recorded"
-    if failed >= MAX_KICKOFF_FAILURES or now > first + policy.deadline:
-        advice = (error.advice if error else "") or "`fhir-export check` finds the cause"
-        return Reject(f"{failed} kick-off requests failed; the last one: {reason}", advice)
-    return KickOff(intent.number + 1, reason, intent.at + _backoff(failed, seconds=5))
-
-
-def _was_put_off(facts: Facts, number: int) -> bool:
-    error = facts.intent_errors.get(number)
-    return error is not None and error.retry_at is not None
 
 
 def counted_failures(facts: Facts) -> int:
@@ -207,16 +191,8 @@ def _retry_at(facts: Facts, number: int) -> datetime | None:
     if error is None or number <= facts.forgiven_attempt:
         return None  # a killed run, or an operator's retry: nothing speaks against going on at once
     ended_so = sum(each is not None and each.transient == error.transient for each in _endings(facts))
-    pause_ends = error.at + _backoff(ended_so, seconds=30 if error.transient else 3)
+    pause_ends = error.at + backoff(ended_so, seconds=30 if error.transient else 3)
     return max(pause_ends, error.retry_at or pause_ends)
-
-
-def _backoff(failures: int, *, seconds: int) -> timedelta:
-    return timedelta(seconds=min(seconds * 4 ** min(failures - 1, 9), 3600))
-
-
-def _hours(span: timedelta) -> str:
-    return f"{span.total_seconds() / 3600:g} hours"
 
 
 def is_open(facts: Facts, step: Step) -> bool:
@@ -240,10 +216,7 @@ def describe(facts: Facts, step: Step, now: datetime) -> tuple[str, str]:
         case AskAgain():
             return _describe_closed(facts, next(each for each in CLOSINGS if each in facts.closings))
         case KickOff(number, reason, at):
-            if number == 1:
-                return "planned", "not asked for yet" if reason == "new" else reason
-            when = f"; asked again at {at:%H:%M:%S} UTC" if at and at > now else "; to be asked again"
-            return _kickoff_state(facts, number - 1), reason + when
+            return _describe_kickoff(facts, number, reason, at if at and at > now else None)
         case Poll(overdue):
             return "running", ("past its deadline" if overdue else "the server works on it") + _trouble(facts)
         case Busy(owner, what):
@@ -263,9 +236,20 @@ def _trouble(facts: Facts) -> str:
     return f"; asking it failed at {last.at:%Y-%m-%d %H:%M} UTC: {last.reason}"
 
 
+def _describe_kickoff(facts: Facts, number: int, reason: str, at: datetime | None) -> tuple[str, str]:
+    when = f" at {at:%H:%M:%S} UTC" if at else ""
+    if facts.unprepared and facts.unprepared[-1].intent == number:
+        return "failing", f"{reason}; {'prepared again' + when if when else 'to be prepared again'}"
+    if number == 1:
+        return "planned", "not asked for yet" if reason == "new" else reason
+    return _kickoff_state(
+        facts, number - 1
+    ), f"{reason}; {'asked again' + when if when else 'to be asked again'}"
+
+
 def _kickoff_state(facts: Facts, number: int) -> str:
     """waiting: the server said later; failing: certainly no job; uncertain: there may be one."""
-    if _was_put_off(facts, number):
+    if was_put_off(facts, number):
         return "waiting"
     error = facts.intent_errors.get(number)
     return "failing" if error is not None and error.certain else "uncertain"
@@ -289,5 +273,6 @@ def _sentences(facts: Facts, state: str, closing: ClosingFact) -> list[str]:
     if state == "cancelled" and facts.request and not facts.released:
         said.append("its job may still run on the server, which did not confirm the end")
     if facts.successor:
-        said.append(f"asked again by {facts.successor.export_id}")
+        completes = facts.successor.cause == SUPPLEMENT
+        said.append(f"{'followed' if completes else 'asked again'} by {facts.successor.export_id}")
     return said

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from pipeline.exports.facts import Receipt
+from pipeline.exports.facts import Intent, Receipt
 from pipeline.exports.ledger import Facts
 from pipeline.exports.members import JOINED, LEFT, left_after, read_members
 from pipeline.exports.partial import is_full
@@ -95,6 +95,8 @@ def _said(facts: Facts) -> datetime | None:
 
 def _is_of(facts: Facts, receipt: Receipt, line: str, fingerprint: str) -> bool:
     intent = facts.asked
+    if intent is not None and intent.patients is not None:
+        return False
     if intent is None or not intent.line:
         return receipt.fingerprint == fingerprint
     return intent.line == line
@@ -159,15 +161,27 @@ def covered_members(session: Session, marks: Iterable[Mark]) -> set[str] | None:
 
 
 def _healed(session: Session, facts: Facts) -> set[str]:
-    """Digests of those who joined, and of whom a supplement has brought the history."""
-    for facts_of in supplements(session, facts):
-        receipt, intent = facts_of.receipt, facts_of.asked
-        if intent is None or intent.patients is None:
-            continue
-        if receipt and receipt.watermark and not facts_of.closings.keys() & {"withdrawing", "withdrawn"}:
-            rows = read_members(session, facts_of.export_id) or []
-            return {member.digest for member, state in rows if state != LEFT}
-    return set()
+    """Digests of those who joined, and of whom supplements have brought all that this export asked for."""
+    healed: set[str] = set()
+    for supplement in supplements(session, facts):
+        receipt = supplement.receipt
+        if (
+            receipt
+            and receipt.watermark
+            and not supplement.closings.keys() & {"withdrawing", "withdrawn"}
+            and _has_what(supplement.asked, facts.asked)
+        ):
+            rows = read_members(session, supplement.export_id) or []
+            healed |= {member.digest for member, state in rows if state != LEFT}
+    return healed
+
+
+def _has_what(supplement: Intent | None, main: Intent | None) -> bool:
+    """Whether the one asked of its patients for all that the other did."""
+    if supplement is None or main is None or supplement.patients is None or supplement.line != main.line:
+        return False
+    types = [{*(each.parameters.get("types") or (WHATEVER,))} for each in (supplement, main)]
+    return types[0] >= types[1]
 
 
 def supplements(session: Session, facts: Facts) -> Iterator[Facts]:

@@ -23,7 +23,7 @@ from pipeline.errors import (
 )
 from pipeline.exports.closing import hold, reject
 from pipeline.exports.facts import SUPPLEMENT, TableCounts
-from pipeline.exports.identity import export_id_at
+from pipeline.exports.identity import unscheduled_id
 from pipeline.exports.ledger import Facts
 from pipeline.exports.owner import Owner
 from pipeline.exports.session import Session, utc_now
@@ -149,7 +149,7 @@ class _Run:
         """A new export run; a partition without facts, of one that died before its first, is taken too."""
         partitions = self.names.partitions.name or ""
         taken = {*self.instance.get_dynamic_partitions(partitions), *self.session.ledger.export_ids()}
-        self.take(export_id_at(utc_now(), taken))
+        self.take(unscheduled_id(utc_now(), taken))
 
     def take(self, export_id: str) -> None:
         """Goes on with that export run; Dagster's database may be new, and has the partition then too."""
@@ -162,8 +162,9 @@ class _Run:
         self._go_on(wait)
         published = bool(self.session.ledger.read(self.export_id).receipt)
         outcome = self._outcome()
-        while published and self.supplement:
+        while self.supplement:
             outcome = self._with_supplement(outcome)
+            published = published or bool(self.session.ledger.read(self.export_id).receipt)
         if wait and published:
             self._bring_current()
             self._fetch_attachments()
@@ -228,14 +229,14 @@ class _Run:
         facts = self.session.ledger.read(self.export_id)
         step = self.session.next_step(facts)
         match step:
-            case KickOff(number, _, not_before):
-                if number > 1:
-                    self._pause(not_before.timestamp() - time.time() if not_before else 0, "asking again")
+            case KickOff(_, _, not_before):
+                self._pause(not_before.timestamp() - time.time() if not_before else 0, "asking again")
                 self._execute(self.names.kickoff_job)
-                # Before the intent was written nothing holds the export: the error is all there is.
-                return wait and bool(self.session.ledger.read(self.export_id).intents)
+                # Before the intent was written nothing holds a new export: the error is all there is.
+                known = self.session.ledger.read(self.export_id)
+                return wait and bool(known.intents or known.unprepared or known.closings)
             case AskAgain(_, cause):
-                return self._open_further(cause, wait)
+                return self._open_further(cause, wait, published=facts.receipt is not None)
             case _ if not wait:
                 return False
             case Poll(overdue, _):
@@ -258,13 +259,15 @@ class _Run:
                 return False
         return True
 
-    def _open_further(self, cause: str, wait: bool) -> bool:
-        if cause != SUPPLEMENT:
-            self.take(open_successor(self.session, self.export_id))
-            self.say(f"asked again ({cause}): export {self.source.name}/{self.export_id}")
-        elif wait:
+    def _open_further(self, cause: str, wait: bool, published: bool) -> bool:
+        if cause == SUPPLEMENT and wait:
             self.supplement = open_successor(self.session, self.export_id)
-        return cause != SUPPLEMENT or wait
+            return True
+        if cause == SUPPLEMENT and published:
+            return False  # it stands in nobody's way
+        self.take(open_successor(self.session, self.export_id))
+        self.say(f"asked again ({cause}): export {self.source.name}/{self.export_id}")
+        return True
 
     def _wait_for(self, owner: Owner, what: str) -> None:
         if self.watch is None or self.watch.owner != owner:

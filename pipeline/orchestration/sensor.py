@@ -21,7 +21,7 @@ from dagster import RunsFilter
 from pipeline.config import Config, Source
 from pipeline.errors import ExportError
 from pipeline.exports.closing import hold, reject
-from pipeline.exports.facts import SUPPLEMENT
+from pipeline.exports.facts import SUPPLEMENT, Lacks
 from pipeline.exports.ledger import Facts
 from pipeline.exports.session import Session
 from pipeline.exports.state import AskAgain, Closed, Hold, Ingest, KickOff, Poll, Reject, Tidy
@@ -101,11 +101,14 @@ class _Tick:
     requests: list[dg.RunRequest] = field(default_factory=list)
     observations: list[dg.AssetObservation] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    ids: list[str] = field(default_factory=list)
+    """Every export run, oldest first."""
 
     def run(self) -> dg.SensorResult:
         begun = time.monotonic()
         pacing = _read_cursor(self.context.cursor)
-        ids = [each for each in self.session.ledger.export_ids() if each not in self.settled]
+        self.ids = self.session.ledger.export_ids()
+        ids = [each for each in self.ids if each not in self.settled]
         # Those that have waited longest come first, so that a short tick is fair over several.
         for export_id in sorted(ids, key=lambda each: pacing.get(each, {}).get("next", "")):
             if time.monotonic() - begun > TICK_SECONDS:
@@ -131,7 +134,7 @@ class _Tick:
         step = self.session.next_step(facts)
         match step:
             case Closed(state):
-                self._settle(export_id, state)
+                self._settle(facts, state)
             case KickOff(number, _, not_before):
                 self._when_due(not_before, export_id, self.names.kickoff_job, f"kickoff:{number}")
             case Ingest(attempt, _, not_before):
@@ -157,13 +160,16 @@ class _Tick:
             case _:
                 self.notes.append(f"{export_id}: {type(step).__name__.lower()}")
 
-    def _settle(self, export_id: str, state: str) -> None:
-        """Over, and not read again; a held one may still be repaired."""
+    def _settle(self, facts: Facts, state: str) -> None:
+        """Over, and not read again; but a held one may still be repaired, and one that is incomplete be
+        ingested again and have a supplement then, unless a later one has found out itself what is lacking."""
+        export_id = facts.export_id
         partitions = self.names.partitions.name or ""
         if not self.context.instance.has_dynamic_partition(partitions, export_id):
             # The database may be new: partitions are rebuilt from the facts (design, Facts).
             self.context.instance.add_dynamic_partitions(partitions, [export_id])
-        if state != "held":
+        lacking = facts.asked is not None and facts.asked.lacks != Lacks() and facts.successor is None
+        if state != "held" and not (lacking and export_id == self.ids[-1]):
             self.settled.add(export_id)
 
     def _poll(self, facts: Facts, step: Poll, pacing: dict[str, dict[str, Any]]) -> None:

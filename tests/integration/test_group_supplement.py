@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
+import yaml
 from nightly_site import BIN, Site, eventually, open_site
-from nights_by_hand import true_state
+from nights_by_hand import drive, night_id, run_night, run_supplement, true_state
 
+from pipeline.exports.successor import open_successor
 from pipeline.orchestration.factory import build_source
 
 GROUP, TYPES = "wanderers", ["Patient", "Encounter"]
@@ -22,6 +25,13 @@ def joining_nights(site: Site) -> tuple[int, int]:
         if 0 < len(now - before) <= len(now) // 2:
             return night - 1, night
     raise AssertionError("nobody joins")
+
+
+def with_types(site: Site, types: list[str], **export: Any) -> None:
+    """The configuration from now on."""
+    config = yaml.safe_load(site.config_path.read_text())
+    config["sources"][0]["export"].update(export, types=types)
+    site.config_path.write_text(yaml.safe_dump(config))
 
 
 def published_patients(site: Site) -> set[str]:
@@ -77,6 +87,48 @@ def test_the_daemon_brings_it_too(tmp_path: Path, killed: bool) -> None:
         assert len(ids) == 3, "one supplement, opened once"
         assert site.facts(ids[2]).supplement_of == ids[1]
         assert true_state(site, second, TYPES, GROUP)["Patient"].keys() <= published_patients(site)
+
+
+def test_a_type_that_is_refused_alone_comes_in_the_next_full_export_and_who_joined_at_once(
+    tmp_path: Path,
+) -> None:
+    """Practitioners lie outside of the compartment: the sandbox gives them together with patients only."""
+    with open_site(tmp_path, patients=14, export=WANTED, export_seconds=0.01, poll_seconds=0) as site:
+        first, second = joining_nights(site)
+        run_night(site, first)
+        with_types(site, [*TYPES, "Practitioner"])
+        site.sandbox.control(night=second)
+        main = drive(site, second)
+        main.to_the_end()
+        patients = run_supplement(site, second, main)
+        assert patients is not None and patients.receipt is not None and patients.asked is not None
+        assert patients.asked.parameters["types"] == TYPES
+        assert patients.succeeds is not None
+        refused = site.facts(patients.succeeds.export_id)
+        assert "rejected" in refused.closings
+        there = true_state(site, second, TYPES, GROUP)["Patient"]
+        assert there.keys() <= published_patients(site), "who joined does not wait for the type"
+        asked = run_night(site, second + 1).asked
+        assert asked is not None
+        assert asked.since_reason == (
+            f"full: the server has refused the supplement {refused.export_id} of Practitioner"
+        )
+        assert site.ids_in("practitioner", night_id(second + 1))
+
+
+def test_a_supplement_that_no_longer_fits_costs_the_command_one_call(tmp_path: Path) -> None:
+    with open_site(tmp_path, patients=14, export=WANTED, export_seconds=0.01, poll_seconds=0) as site:
+        first, second = joining_nights(site)
+        run_night(site, first)
+        site.sandbox.control(night=second)
+        main = drive(site, second)
+        main.to_the_end()
+        stuck = open_successor(main.session(), main.export_id)
+        with_types(site, TYPES, level="system", group=None)
+        before = site.cli("run", "hosp", "--wait", check=False)
+        assert (before.returncode, site.export_ids()[-1]) == (3, stuck)
+        night = site.run_night()
+        assert night["state"] == "published" and night["export_id"] not in (stuck, main.export_id)
 
 
 def test_full_resync_has_a_schedule_of_its_own(tmp_path: Path) -> None:

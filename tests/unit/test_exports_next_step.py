@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.exports.asking import MAX_KICKOFF_FAILURES
 from pipeline.exports.facts import (
     AttemptError,
     Claim,
@@ -23,7 +24,6 @@ from pipeline.exports.facts import (
 from pipeline.exports.ledger import CLOSINGS, Facts
 from pipeline.exports.owner import Owner
 from pipeline.exports.state import (
-    MAX_KICKOFF_FAILURES,
     RELEASE_FOR,
     Busy,
     Closed,
