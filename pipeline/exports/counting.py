@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Iterable
 from datetime import datetime
 from functools import cache
 from typing import TYPE_CHECKING
 
+from pipeline.config import Source
+from pipeline.errors import LakeError
 from pipeline.exports.deletions import DELETES, read_deletes
 from pipeline.exports.identity import moment_of
+from pipeline.exports.ledger import Facts
 from pipeline.exports.members import JOINED, LEFT, MEMBERS, STAYED, Member, read_members
 from pipeline.exports.partial import is_full
 from pipeline.exports.session import Session
@@ -20,17 +26,39 @@ Published = dict[str, tuple[int, tuple["StagedPart", ...]]]
 """Export id -> number of its commit, and its parts."""
 
 
+def rules_number(source: Source) -> int:
+    """A number for what of the configuration decides what counts, for the tables that are made by it."""
+    rules = {"infer_deletes": source.export.infer_deletes, "on_leave": source.on_leave}
+    return int(hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()[:7], 16)
+
+
 class Exports:
-    """What is known of the exports, read once for all types and questions of a call."""
+    """What is known of the exports, read once for all types and questions of a call.
+
+    To be made before the partitions of a type are looked up: an export comes into `_exports` last, so that
+    one that is published in between does not count yet. Each question raises `LakeError` where the answer
+    cannot be read.
+    """
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self.facts = cache(session.ledger.read)
+        self.facts = cache(self._facts)
         self.members = cache(self._members)
         self.whole = self._parts_of("_exports")
         """Those that are whole: id -> number of the commit, parts."""
         self.deleting = self._parts_of(DELETES)
         self.grouped = self._parts_of(MEMBERS)
+
+    def _facts(self, export_id: str) -> Facts:
+        """Damaged ones are never the same as absent: what an export is would be guessed."""
+        facts = self.session.ledger.read(export_id)
+        if facts.damaged:
+            raise LakeError(
+                f"facts of {facts.label} cannot be read: {', '.join(facts.damaged)}",
+                f"Restore them in {self.session.ledger.folder(export_id)} from a backup of the lake; never "
+                "delete them. Until then the current tables stay as they are",
+            )
+        return facts
 
     def _parts_of(self, table: str) -> Published:
         from pipeline.tables.delta import published_parts
@@ -58,12 +86,14 @@ class Exports:
         listed = facts.receipt is not None and table_name(resource_type) in facts.receipt.tables
         return resource_type in types if types else listed
 
-    def renewed(self, export_id: str) -> frozenset[str]:
-        """New members of the group whose data the export has in full: what was deleted while they were away,
-        nobody names."""
+    def renewed(self, export_id: str, resource_type: str) -> frozenset[str]:
+        """New members of the group of whom the export has everything of that type: what was deleted while
+        they were away, nobody names."""
         facts = self.facts(export_id)
         intent, receipt = facts.asked, facts.receipt
         if intent is None or receipt is None or receipt.watermark is None or intent.parameters.get("since"):
+            return frozenset()
+        if not self.asked_for(export_id, resource_type):
             return frozenset()
         those = {JOINED} if intent.patients is None else {JOINED, STAYED}
         return frozenset(member.patient for member, state in self.members(export_id) if state in those)
@@ -91,3 +121,41 @@ class Exports:
         manifest = self.facts(export_id).manifest
         instant = instant_of(manifest.transaction_time) if manifest else None
         return datetime.fromisoformat(instant) if instant else moment_of(export_id)
+
+    def require_rows(self, resource_type: str, parts: Published, among: Iterable[str]) -> None:
+        """Raises `LakeError` where the table of a type has nothing of one of those exports that brought rows
+        of it: its log is gone, or was begun anew since. What is ingested again meanwhile, or was erased, is
+        not missing."""
+        from pipeline.tables.delta import committed_attempts, erased_rows, open_table
+
+        table = table_name(resource_type)
+        brought = {each: self._brought(each, table) for each in sorted(among) if each not in parts}
+        brought = {each: rows for each, rows in brought.items() if rows}
+        if not brought:
+            return
+        uri, options = self.session.table_uri(table), self.session.lake.storage_options
+        log, attempts = open_table(uri, options), committed_attempts(uri, brought, options)
+        lost = [
+            each
+            for each, rows in brought.items()
+            if attempts.get(each, 0) <= self.whole[each][0] and (log is None or erased_rows(log, each) < rows)
+        ]
+        if lost:
+            raise rows_lost(self.session, table, f"{len(lost)} exports brought rows, {lost[0]} for one")
+
+    def _brought(self, export_id: str, table: str) -> int:
+        """How many rows of a table its receipt says; 0 where that is of an earlier ingest."""
+        receipt = self.facts(export_id).receipt
+        if receipt is None or receipt.attempt < self.whole[export_id][0] or table not in receipt.tables:
+            return 0
+        return receipt.tables[table].rows
+
+
+def rows_lost(session: Session, table: str, why: str) -> LakeError:
+    """The table of a type has lost its log: what is made of it now would lack them silently."""
+    folder = session.table(table)
+    return LakeError(
+        f"{folder} has none of the rows that it must have: {why}",
+        f"Restore {folder}/_delta_log from a backup of the lake, or ingest those exports again from their "
+        "raw bytes (docs/operations.md); until then the current table stays as it is",
+    )

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.config import Source
 from pipeline.errors import ConfigError, LakeError
-from pipeline.exports.counting import Exports
+from pipeline.exports.counting import Exports, rows_lost, rules_number
 from pipeline.exports.new_folders import filling, require_new
 from pipeline.exports.session import Session
 from pipeline.exports.watermark import supplements
@@ -112,7 +112,8 @@ def is_current(session: Session, resource_type: str) -> bool:
     current, buried = (
         ChunkTable.at(lake.table_uri(each), lake.storage_options) for each in (places.current, places.deleted)
     )
-    due = _due(Exports(session), current, buried, _parts(session, resource_type), "")
+    exports = Exports(session)
+    due = _due(exports, current, buried, _parts(session, resource_type), "")
     return not due.anew and not due.pending
 
 
@@ -121,9 +122,11 @@ def _update(session: Session, resource_type: str, *, anew: bool) -> CurrentTable
     from pipeline.tables.current.merging import latest_of, merge
 
     places, options = places_of(session, resource_type), session.lake.storage_options
+    # In this order, and merged only if the two are still the same: what others do meanwhile is not undone.
     current = ChunkTable.at(session.lake.table_uri(places.current), options)
     buried = ChunkTable.at(session.lake.table_uri(places.deleted), options)
-    parts, exports = _parts(session, resource_type), Exports(session)
+    exports = Exports(session)
+    parts = _parts(session, resource_type)
     due = _due(exports, current, buried, parts, "it was asked for" if anew else "")
     shares = [_share(exports, resource_type, each, due, parts) for each in due.pending]
     latest = latest_of(current)
@@ -133,9 +136,24 @@ def _update(session: Session, resource_type: str, *, anew: bool) -> CurrentTable
         shares = [_share(exports, resource_type, each, due, parts) for each in due.pending]
     name = f"{table_name(resource_type)}{CURRENT}"
     schema = _schema(session, resource_type)
-    if not due.anew and not due.pending:
+    if schema is None and (current.rows or buried.rows):
+        raise rows_lost(session, table_name(resource_type), f"{name} has {current.rows}")
+    if schema is None or due.anew:
+        exports.require_rows(resource_type, parts, exports.whole)
+    # What was exported and has no row yet has a current table too: readers find it, and nothing in it.
+    first = current.version is None and schema is not None and bool(exports.whole)
+    if not due.anew and not due.pending and not first:
         return CurrentTable(name, resource_type, current.rows, buried.rows, (), "", None)
-    merged = merge(session.lake, places, schema, shares, anew=bool(due.anew), without=due.over)
+    merged = merge(
+        session.lake,
+        places,
+        _floor(resource_type) if schema is None else schema,
+        shares,
+        anew=bool(due.anew),
+        without=due.over,
+        rules=rules_number(session.source),
+        seen=(current.version, buried.version),
+    )
     how = f" made again, since {due.anew}:" if due.anew else ""
     session.log(f"{name}:{how} {merged.rows} rows, {merged.deleted} deleted, {merged.added} new")
     merged_exports = tuple(share.export_id for share in shares)
@@ -150,8 +168,10 @@ def _due(
     anew: str,
 ) -> _Due:
     from pipeline.tables.current.chunks import NEVER
-    from pipeline.tables.current.merging import number_of, torn
+    from pipeline.tables.current.merging import number_of, rules_of, torn
 
+    if rules_of(current) not in (NEVER, rules_number(exports.session.source)):
+        anew = anew or "on_leave or export.infer_deletes is another one now"
     numbers = {
         export_id: attempt
         for export_id, (attempt, _) in exports.whole.items()
@@ -162,12 +182,10 @@ def _due(
     for export_id in {*exports.session.ledger.export_ids(), *exports.whole}:
         there, wanted = number_of(current, export_id), numbers.get(export_id, NEVER)
         if there not in (NEVER, wanted):
-            anew = anew or (f"{export_id} was {'taken back' if wanted == NEVER else 'ingested again'}")
-        elif torn(current, buried, export_id):
-            anew = anew or f"its merge of {export_id} was not finished"
-        else:
-            continue
-        over += [export_id] if wanted == NEVER else []
+            anew = anew or f"{export_id} was {'taken back' if wanted == NEVER else 'ingested again'}"
+            over += [export_id] if wanted == NEVER else []
+    if torn(current, buried):
+        anew = anew or "its last merge was not finished"
     pending = [each for each in numbers if anew or number_of(current, each) == NEVER]
     return _Due(numbers, tuple(sorted(pending)), tuple(sorted(over)), anew)
 
@@ -178,13 +196,17 @@ def _parts(session: Session, resource_type: str) -> dict[str, tuple[int, tuple[S
     return published_parts(session.table_uri(table_name(resource_type)), session.lake.storage_options)
 
 
-def _schema(session: Session, resource_type: str) -> pa.Schema:
+def _schema(session: Session, resource_type: str) -> pa.Schema | None:
+    """None where the type has no table yet, or its log is gone."""
     from pipeline.tables.delta import table_schema
+
+    return table_schema(session.table_uri(table_name(resource_type)), session.lake.storage_options)
+
+
+def _floor(resource_type: str) -> pa.Schema:
     from pipeline.tables.schema import floor_schema
 
-    uri = session.table_uri(table_name(resource_type))
-    schema = table_schema(uri, session.lake.storage_options)
-    return floor_schema(resource_type) if schema is None else schema
+    return floor_schema(resource_type)
 
 
 def _share(
@@ -210,7 +232,7 @@ def _share(
         deletions=tuple((each, at) for each, at, exact in named if exact or at is None),
         deletions_until=tuple((each, at) for each, at, exact in named if at is not None and not exact),
         replaces_all=exports.infers(export_id) and exports.asked_for(export_id, resource_type),
-        renewed=exports.renewed(export_id),
+        renewed=exports.renewed(export_id, resource_type),
         left=exports.left(export_id),
         resource_type=resource_type,
     )
@@ -249,9 +271,11 @@ def write_as_of(session: Session, export_id: str, resource_types: Iterable[str],
     rows = {}
     for resource_type in resource_types:
         parts = _parts(session, resource_type)
+        exports.require_rows(resource_type, parts, before)
         due = _Due({each: whole[each] for each in before}, tuple(before), (), "as of")
         shares = [_share(exports, resource_type, each, due, parts) for each in before]
-        folder, schema = out / table_name(resource_type), _schema(session, resource_type)
+        folder = out / table_name(resource_type)
+        schema = _schema(session, resource_type) or _floor(resource_type)
         with filling(folder):
             rows[resource_type] = choose(session.lake, shares, schema, folder)
         session.log(f"{table_name(resource_type)}: {rows[resource_type]} rows as of {export_id}")

@@ -4,8 +4,9 @@ made anew; what fails there harms nothing else."""
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from pipeline.tables.current import flat as flat_of_current
 from pipeline.tables.current.chunks import NEVER, ChunkTable
 from pipeline.tables.current.flat import Flattened, flatten_current
 from pipeline.tables.current.merging import Share
+from pipeline.tables.delta import Conflict
 from pipeline.tables.flat import flat_tables, flatten
 
 N1, N2, N3 = (f"2026010{day}T020000Z" for day in range(1, 4))
@@ -131,6 +133,28 @@ def test_only_what_changed_is_flattened_again(tmp_path: Path, monkeypatch: pytes
     assert not {*files(tables, "claim_flat").values()} & {*before["claim_flat"].values()}
     assert last["claim_flat"].rows == len(rows(tables, "claim_flat", "id")) == len(claims)
     assert list((tmp_path / ".spool").iterdir()) == []
+
+
+@pytest.mark.parametrize("opened", [1, 3])
+def test_a_slow_run_sets_nothing_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opened: int) -> None:
+    """The current table moves on, and another run flattens it, when so many tables were opened."""
+    tables = Tables(tmp_path, "Claim")
+    tables.merge([share(tables, N1, {0: 1, 1: 2})])
+    at, calls = ChunkTable.at, []
+
+    def and_meanwhile(uri: str, *options: Any) -> ChunkTable:
+        calls.append(uri)
+        if len(calls) == opened + 1:
+            monkeypatch.undo()
+            tables.merge([share(tables, N2, {2: 3})])
+            flattened(tables, N1, N2)
+        return at(uri, *options)
+
+    monkeypatch.setattr(ChunkTable, "at", and_meanwhile)
+    with suppress(Conflict):
+        flattened(tables, N1)
+    assert Counter(rows(tables, "claim_item_flat", "claim_id")) == {("c00",): 1, ("c01",): 2, ("c02",): 3}
+    assert ChunkTable.at(tables.lake.table_uri(PLACES["claim_flat"])).number(f"export:{N2}") == 1
 
 
 def test_without_a_current_table_there_is_nothing_to_flatten(tmp_path: Path) -> None:

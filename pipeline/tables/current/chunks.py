@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from deltalake import DeltaTable
 
 CHUNK_COLUMN = "_chunk"
+ANY = -2
+"""Whatever version a table is at."""
 NEVER = -1
 """The number of an export that a table has not, or has no longer."""
 
@@ -69,16 +71,29 @@ class ChunkTable:
         return cls(open_table(uri, storage_options))
 
     @classmethod
-    def covering(cls, uri: str, schema: pa.Schema, storage_options: StorageOptions = None) -> ChunkTable:
-        """The same, made or widened first where it lacks columns. Raises LakeError, `Conflict`."""
-        table = open_table(uri, storage_options)
-        if table is None:
+    def covering(
+        cls, uri: str, schema: pa.Schema, storage_options: StorageOptions = None, seen: int | None = ANY
+    ) -> ChunkTable:
+        """The same, made or widened first where it lacks columns.
+
+        `seen` is its version when it was looked at (None: there was none): what was decided then holds for no
+        other. Raises `Conflict` when it has changed since, or somebody else changes it now; LakeError.
+        """
+        found = cls.at(uri, storage_options)
+        if seen not in (ANY, found.version):
+            raise Conflict("changed since it was looked at")
+        if found._table is None:
             create_table(uri, schema, storage_options, CHUNK_COLUMN)
-            table = open_table(uri, storage_options)
-        elif not schemas.covers(schema_of(table, CHUNK_COLUMN), schema):
-            widen_table(table, schema, storage_options, CHUNK_COLUMN)
-            table = open_table(uri, storage_options)
-        return cls(table)
+            ours = 0
+        elif not schemas.covers(schema_of(found._table, CHUNK_COLUMN), schema):
+            ours = int(found._table.version()) + 1
+            widen_table(found._table, schema, storage_options, CHUNK_COLUMN)
+        else:
+            return found
+        made = cls.at(uri, storage_options)
+        if seen != ANY and made.version != ours:
+            raise Conflict("changed while columns were added")
+        return made
 
     @property
     def rows(self) -> int:

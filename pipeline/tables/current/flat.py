@@ -82,12 +82,20 @@ def flatten_current(
     is flattened again. Nothing is made where there is no current table. Raises `Conflict` when somebody else
     changes a flat table meanwhile, LakeError, VerificationFailed.
     """
+    # In this order: a flat table that somebody else makes of a newer current table has changed since, and a
+    # slow run must not set it back.
+    tables = {
+        name: ChunkTable.at(lake.table_uri(place), lake.storage_options) for name, place in places.items()
+    }
     deep = ChunkTable.at(lake.table_uri(current), lake.storage_options)
     if deep.version is None:
         return []
     copied = {name: deep.number(name) for name in names}
     flats = {flat.name: flat for flat in flat_tables(resource_type)}
-    dues = [_due(lake, deep, flats[name], place, copied, anew=anew) for name, place in places.items()]
+    dues = [
+        _due(lake, deep, flats[name], place, tables[name], copied, anew=anew)
+        for name, place in places.items()
+    ]
     added: dict[str, list[Chunk]] = {due.flat.name: [] for due in dues}
     wanted = list({chunk.name: chunk for due in dues for chunk in due.missing}.values())
     exports = _unchanged(dues, copied)
@@ -125,13 +133,22 @@ def _unchanged(dues: Sequence[_Due], copied: Mapping[str, int]) -> set[str]:
 
 
 def _due(
-    lake: Lake, deep: ChunkTable, flat: FlatTable, place: str, copied: Mapping[str, int], *, anew: bool
+    lake: Lake,
+    deep: ChunkTable,
+    flat: FlatTable,
+    place: str,
+    table: ChunkTable,
+    copied: Mapping[str, int],
+    *,
+    anew: bool,
 ) -> _Due:
-    uri, options = lake.table_uri(place), lake.storage_options
-    due = _compared(deep, flat, place, ChunkTable.at(uri, options), copied, anew=anew)
+    due = _compared(deep, flat, place, table, copied, anew=anew)
     if due.is_nothing:
         return due
-    return _compared(deep, flat, place, ChunkTable.covering(uri, flat.schema, options), copied, anew=anew)
+    covering = ChunkTable.covering(
+        lake.table_uri(place), flat.schema, lake.storage_options, seen=table.version
+    )
+    return _compared(deep, flat, place, covering, copied, anew=anew)
 
 
 def _compared(
@@ -163,22 +180,24 @@ def _flattened(
     memory_mb: int,
 ) -> Iterator[tuple[_Due, LocalPart]]:
     """One file for each flat table; one without rows where the chunk has none of its rows."""
-    with lake.local_copy(path) as local:
-        fresh = local
-        if known is not None and known.rows.any():
-            fresh = rows_of(local, ~known.rows, spool / "fresh.parquet").path
-        made = flatten(
-            resource_type,
-            [fresh],
-            spool,
-            max_part_rows=_WHOLE,
-            max_part_bytes=_WHOLE,
-            memory_limit=f"{memory_mb}MB",
-        )
-    if fresh != local:
-        discard(fresh)
+    made: dict[str, list[LocalPart]] = {}
+    if known is None or not known.rows.all() or not len(known.rows):
+        with lake.local_copy(path) as local:
+            fresh = local
+            if known is not None and known.rows.any():
+                fresh = rows_of(local, ~known.rows, spool / "fresh.parquet").path
+            made = flatten(
+                resource_type,
+                [fresh],
+                spool,
+                max_part_rows=_WHOLE,
+                max_part_bytes=_WHOLE,
+                memory_limit=f"{memory_mb}MB",
+            )
+        if fresh != local:
+            discard(fresh)
     for due in dues:
-        parts = made.pop(due.flat.name)
+        parts = made.pop(due.flat.name, [])
         copies = known.copies[due.flat.name] if known else []
         if len(parts) == 1 and not copies:
             yield due, parts[0]

@@ -1,8 +1,8 @@
 """Exports into a current table: what is decided by `fold` is written with as few chunks as possible.
 
 `<root>/<table>` holds what is alive, `<root>/<table of the deleted>` what is gone; the latter is committed
-first. Killed in between, the two are `torn`, which their numbers tell: they are to be made anew then, as what
-stood before the tombstones may be gone from both.
+first. Killed or overtaken in between, the two are `torn`, which a number in both tells: they are to be made
+anew then, as what stood before the tombstones may be gone from both, or stand in both.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 from pipeline.lake.lake import Lake
 from pipeline.lake.spool import discard
-from pipeline.tables.current.chunks import NEVER, Chunk, ChunkTable, new_chunk
+from pipeline.tables.current.chunks import ANY, NEVER, Chunk, ChunkTable, new_chunk
 from pipeline.tables.current.evidence import read_evidence, read_places
 from pipeline.tables.current.fold import UNKNOWN, State, Versions
 from pipeline.tables.current.taking import CHUNK_ROWS, ChunkFiles, taken
@@ -40,6 +40,9 @@ _SAMPLES = 64
 SMALL_CHUNKS = 8
 """So many chunks below half the size are let be; then they are joined."""
 _EXPORT, _LATEST, _LATEST_ID = "export:", "latest", "latest-id"
+_TOMBSTONES = "tombstones"
+"""Counts the merges that changed the tombstones; the current table has the one that it goes with."""
+_RULES = "rules"
 
 
 @dataclass(frozen=True)
@@ -113,16 +116,20 @@ def number_of(table: ChunkTable, export_id: str) -> int:
     return table.number(f"{_EXPORT}{export_id}")
 
 
-def torn(current: ChunkTable, deleted: ChunkTable, export_id: str) -> bool:
-    """Whether the tombstones of an export came without its rows: its merge was killed between the commits,
-    or overtaken there."""
-    buried = number_of(deleted, export_id)
-    return buried not in (NEVER, number_of(current, export_id))
+def torn(current: ChunkTable, deleted: ChunkTable) -> bool:
+    """Whether tombstones came without the rows of the same merge: it was killed between the commits, or
+    overtaken there by one that left the tombstones alone."""
+    return deleted.number(_TOMBSTONES) != current.number(_TOMBSTONES)
 
 
 def latest_of(table: ChunkTable) -> tuple[int, int]:
     """The order of the latest export that the table holds: an earlier one cannot be folded in alone."""
     return table.number(_LATEST), table.number(_LATEST_ID)
+
+
+def rules_of(table: ChunkTable) -> int:
+    """By which rules the table was made, as `merge` was told, or `NEVER`."""
+    return table.number(_RULES)
 
 
 def merge(
@@ -133,24 +140,28 @@ def merge(
     *,
     anew: bool = False,
     without: Sequence[str] = (),
+    rules: int = NEVER,
+    seen: tuple[int | None, int | None] = (ANY, ANY),
     chunk_rows: int = CHUNK_ROWS,
 ) -> Merged:
     """Folds exports into the tables, in one commit each.
 
     `shares` are later than what the tables hold, or with `anew` all that count: the tables are made again
     from nothing then, and readers see the old ones until it is done. `schema` covers the parts; `without`
-    are exports that the table may hold and that count no more. Raises `Conflict` when somebody else changes
-    a table meanwhile, or the tables are `torn` and not made anew; LakeError, VerificationFailed.
+    are exports that the table may hold and that count no more; `rules` are written down. `seen` are the
+    versions of the current table and of the tombstones by which that was found: they must not have changed.
+    Raises `Conflict` when they have, when somebody else changes a table meanwhile, or the tables are `torn`
+    and not made anew; LakeError, VerificationFailed.
     """
     ordered = sorted(shares, key=lambda share: share.order)
     options = lake.storage_options
-    standing = ChunkTable.covering(lake.table_uri(places.current), schema, options)
-    buried = ChunkTable.covering(lake.table_uri(places.deleted), tombstone_schema(), options)
-    if not anew and any(torn(standing, buried, share.export_id) for share in ordered):
+    standing = ChunkTable.covering(lake.table_uri(places.current), schema, options, seen[0])
+    buried = ChunkTable.covering(lake.table_uri(places.deleted), tombstone_schema(), options, seen[1])
+    if not anew and torn(standing, buried):
         raise Conflict("tombstones have come without rows")
     work = _Merging(lake, standing, buried, places, ordered, anew=anew)
     work.decide()
-    numbers = _numbers(ordered, without)
+    numbers = _numbers(ordered, without) | {_RULES: rules}
     with lake.spool() as spool:
         return work.write(spool, schema, numbers, chunk_rows)
 
@@ -415,9 +426,8 @@ class _Merging:
     # --- writing -------------------------------------------------------------------------------------
 
     def write(self, spool: Path, schema: pa.Schema, numbers: Mapping[str, int], chunk_rows: int) -> Merged:
-        """The tombstones, and then what is alive."""
+        """What is alive, and the tombstones; these are committed first, and right behind them the others."""
         newest = self.shares[-1].export_id if self.shares else "none"
-        deleted = self._write_tombstones(spool, newest, numbers)
         parts = [part for parts in self.parts for part in parts]
         touched = [source for source in self.chunks if not source.chosen.all()]
         large = [source for source in touched if source.chosen.sum() >= chunk_rows // 2]
@@ -438,7 +448,8 @@ class _Merging:
         with ChunkFiles(spool, schema, chunk_rows) as files:
             self.copy(files, joined)
             added += [self._put(part.path, part.rows, self.places.current, newest) for part in files.finished]
-        self.standing.replace(out, added, numbers, f"merged up to {newest}")
+        deleted, goes_with = self._write_tombstones(spool, newest)
+        self.standing.replace(out, added, {**numbers, _TOMBSTONES: goes_with}, f"merged up to {newest}")
         after = ChunkTable.at(self.lake.table_uri(self.places.current), self.lake.storage_options)
         before = self.standing.rows
         return Merged(
@@ -478,13 +489,13 @@ class _Merging:
         self.lake.put_file(local, f"{folder}/{path}")
         return Chunk(name, path, rows, size)
 
-    def _write_tombstones(self, spool: Path, newest: str, numbers: Mapping[str, int]) -> int:
+    def _write_tombstones(self, spool: Path, newest: str) -> tuple[int, int]:
+        """How many there are now, and the number that the current table goes with."""
         fresh: int = sum(table.num_rows for table in self.fresh_graves)
         kept = sum(int(rows.sum()) for rows in self.grave_rows)
-        ours = ((name, number) for name, number in numbers.items() if name.startswith(_EXPORT))
-        agree = all(self.buried.number(name) in (NEVER, number) for name, number in ours)
-        if not fresh and kept == self.buried.rows and agree:
-            return kept
+        number = self.buried.number(_TOMBSTONES)
+        if not fresh and kept == self.buried.rows:
+            return kept, number
         with ChunkFiles(spool, tombstone_schema()) as files:
             for path, rows in zip(self.graves, self.grave_rows, strict=True):
                 if rows.any():
@@ -495,8 +506,8 @@ class _Merging:
                 files.add(table)
             files.cut()
             added = [self._put(part.path, part.rows, self.places.deleted, newest) for part in files.finished]
-        self.buried.replace(self.buried.chunks, added, numbers, f"merged up to {newest}")
-        return fresh + kept
+        self.buried.replace(self.buried.chunks, added, {_TOMBSTONES: number + 1}, f"merged up to {newest}")
+        return fresh + kept, number + 1
 
 
 def _deletions(
