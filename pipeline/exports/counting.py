@@ -108,6 +108,19 @@ class Exports:
         here = frozenset(member.patient for member, state in states if state != LEFT)
         return (told | self._there_before(export_id)) - here if states else frozenset()
 
+    def members_only(self, export_id: str) -> frozenset[str]:
+        """Of whom an export that lacks something says that it is gone: of those who left, their data is kept.
+        Empty where nobody knows, and where it is not to be kept."""
+        if self.session.source.on_leave == "hide":
+            return frozenset()
+        return frozenset(member.patient for member, state in self.members(export_id) if state != LEFT)
+
+    def until(self, export_id: str) -> datetime | None:
+        """The `_until` that was sent: what was written later is not in it."""
+        intent = self.facts(export_id).asked
+        text = intent.parameters.get("until") if intent else None
+        return datetime.fromisoformat(text) if isinstance(text, str) else None
+
     def _there_before(self, export_id: str) -> frozenset[str]:
         for earlier in sorted(self.whole.keys() & self.grouped.keys(), reverse=True):
             if earlier < export_id and not self.facts(earlier).supplement_of:

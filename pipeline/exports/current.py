@@ -224,6 +224,7 @@ def _share(
         (identifier, None if at is None else _micros(at), exact)
         for identifier, at, exact in exports.deletes(export_id, resource_type)
     ]
+    replaces_all = exports.infers(export_id) and exports.asked_for(export_id, resource_type)
     return Share(
         export_id=export_id,
         number=due.numbers[export_id],
@@ -231,7 +232,9 @@ def _share(
         parts=tuple(sorted(f"{folder}/{part.path}" for part in own)),
         deletions=tuple((each, at) for each, at, exact in named if exact or at is None),
         deletions_until=tuple((each, at) for each, at, exact in named if at is not None and not exact),
-        replaces_all=exports.infers(export_id) and exports.asked_for(export_id, resource_type),
+        replaces_all=replaces_all,
+        until=_micros(until) if replaces_all and (until := exports.until(export_id)) else None,
+        members=exports.members_only(export_id) if replaces_all else frozenset(),
         renewed=exports.renewed(export_id, resource_type),
         left=exports.left(export_id),
         resource_type=resource_type,

@@ -66,7 +66,7 @@ class Members:
         self.found: dict[str, Member] | None = None
         self.why_not = ""
         source = session.source
-        matter = moves_a_watermark(source, session.profile) or _hides_who_leaves(source)
+        matter = moves_a_watermark(source, session.profile) or _full_and_to_be_compared(source)
         if source.export.level == "group" and matter:
             try:
                 self.found = look_up(session)
@@ -99,9 +99,10 @@ def plan_export(
     return _auto(session, asked, members, line, fingerprint)
 
 
-def _hides_who_leaves(source: Source) -> bool:
+def _full_and_to_be_compared(source: Source) -> bool:
     """Whether it matters who is in the group although each export is full."""
-    return source.on_leave == "hide" and source.export.since in ("auto", "never")
+    compared = source.on_leave == "hide" or source.export.infer_deletes
+    return compared and source.export.since in ("auto", "never")
 
 
 def _unsound(source: Source, levels: tuple[str, ...]) -> str:

@@ -217,3 +217,51 @@ def test_who_left_is_hidden_also_where_every_export_is_full(tmp_path: Path, sinc
         withdraw(site.session, second.export_id)
         update_current(site.session, "Patient")
         assert set(states(read_members(site.session, first.export_id))) == before
+
+
+@pytest.mark.parametrize("on_leave", ["keep", "hide"])
+def test_who_left_is_not_deleted_where_deletes_are_inferred(tmp_path: Path, on_leave: str) -> None:
+    """A full export lacks both: whose data is kept is told by who is in the group."""
+    with open_site(
+        tmp_path,
+        patients=12,
+        export={"group": "wanderers", "types": ["Patient"], "infer_deletes": True},
+        source={"current": True, "on_leave": on_leave},
+        export_seconds=0.01,
+        poll_seconds=0,
+    ) as site:
+        nights = [{each["id"] for each in site.truth(n, "wanderers")["Patient"]} for n in range(1, 13)]
+        everybody = [{each["id"] for each in site.truth(n, None)["Patient"]} for n in range(1, 13)]
+        night = next(n for n in range(1, 12) if (nights[n - 1] - nights[n]) & everybody[n])
+        for each in (night, night + 1):
+            run_night(site, each)
+        update_current(site.session, "Patient")
+        left = (nights[night - 1] - nights[night]) & everybody[night]
+        found = versions_in(current_files(site, "patient_current")).keys()
+        assert found >= nights[night]
+        assert found & left == (left if on_leave == "keep" else set())
+
+
+def test_what_an_export_leaves_out_by_its_end_is_not_absent(tmp_path: Path) -> None:
+    """`_until` lies before now at Microsoft's servers: what changed since is in the next export."""
+    with open_site(
+        tmp_path,
+        export={
+            **{"level": "system", "group": None, "types": ["Observation"]},
+            **{"infer_deletes": True, "since": "never"},
+        },
+        source={"current": True, "knobs": {"until_lag": 86_400}},
+        export_seconds=0.01,
+        poll_seconds=0,
+    ) as site:
+        run_night(site, 3)
+        update_current(site.session, "Observation")
+        before = versions_in(current_files(site, "observation_current")).keys()
+        run_night(site, 12)
+        update_current(site.session, "Observation")
+        after = versions_in(current_files(site, "observation_current")).keys()
+        alive = {each["id"] for each in site.truth(12, None)["Observation"]}
+        gone = {each["id"] for each in site.truth(11, None)["Observation"]}
+        assert before & alive <= after
+        assert before - gone, "something was deleted"
+        assert not (before - gone) & after

@@ -76,7 +76,7 @@ class Columns:
             if export.replaces_all:
                 there = np.zeros(len(CODES), np.bool_)
                 there[_codes([line.id for line in lines if line.id])] = True
-                self.state.missing(there, number)
+                self.state.gone_without_a_word(self.state.lacked(there), number)
             codes = _codes([line.id for line in lines if line.id])
             self.state.fold(
                 codes, columns([each.what for each in lines], [self._place(each) for each in lines]), number
@@ -257,7 +257,7 @@ def test_what_a_full_export_lacks_is_gone_once() -> None:
     state = State(3)
     state.fold(np.array([0, 1], np.int32), columns([Version(instant=SECOND), Version(instant=FIRST)]), 1)
     for export in (2, 3):
-        state.missing(np.array([True, False, False]), export)
+        state.gone_without_a_word(state.lacked(np.array([True, False, False])), export)
     assert state.alive.tolist() == [True, False, False]
     assert state.known.tolist() == [True, True, False]
     assert state.export.tolist() == [1, 2, -1]

@@ -123,13 +123,14 @@ class State:
             with_more = begins[sizes > place]
             self._compete(grouped[with_more], versions.take(order[with_more + place]), export)
 
-    def missing(self, there: NDArray[np.bool_], export: int) -> None:
-        """A full export has only the ids that are `there`: whatever else was alive is gone."""
-        self.gone_without_a_word(np.flatnonzero(self.alive & ~there).astype(np.int32), export)
+    def lacked(self, there: NDArray[np.bool_]) -> NDArray[np.int32]:
+        """What is alive, of which a full export has only the ids that are `there`."""
+        return np.flatnonzero(self.alive & ~there).astype(np.int32)
 
-    def gone_without_a_word(self, codes: NDArray[np.int32], export: int) -> None:
-        """What an export shows to be gone, though nobody said when."""
-        self.fold(codes, Versions.gone_at(np.full(len(codes), UNKNOWN, np.int64), ABSENT), export)
+    def gone_without_a_word(self, codes: NDArray[np.int32], export: int, until: int = UNKNOWN) -> None:
+        """What an export shows to be gone, though nobody said when; of one that ends at `until`, what was
+        written later is not."""
+        self.fold(codes, Versions.gone_at(np.full(len(codes), until, np.int64), ABSENT), export)
 
     def _compete(self, codes: NDArray[np.int32], versions: Versions, export: int) -> None:
         """Each id once."""

@@ -7,7 +7,7 @@ anew then, as what stood before the tombstones may be gone from both, or stand i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +61,11 @@ class Share:
     deletions_until: tuple[tuple[str, int], ...] = ()
     """Ids that were deleted at that moment or before; what the export also lists is there again."""
     replaces_all: bool = False
-    """A full export, and what it lacks counts as gone."""
+    """A full export, and what it lacks counts as gone, ..."""
+    until: int | None = None
+    """... unless it was written after that moment, microseconds, ..."""
+    members: frozenset[str] = frozenset()
+    """... or is of none of these patients, but of others; empty: whosever it is."""
     renewed: frozenset[str] = frozenset()
     """Patients of whom it has everything: what it lacks of theirs counts as gone."""
     left: frozenset[str] = frozenset()
@@ -217,7 +221,7 @@ class _Merging:
         self.buried = buried
         self.shares = shares
         self.resource_type = max((share.resource_type for share in shares), default="")
-        named = frozenset[str]().union(*(each.renewed | each.left for each in shares))
+        named = frozenset[str]().union(*(each.renewed | each.left | each.members for each in shares))
         self.patients: pa.StringArray = pa.array(sorted(named), pa.string())
         """Whose resources matter one by one."""
         self.anew = anew
@@ -334,6 +338,18 @@ class _Merging:
 
     def _of(self, state: State, patients: frozenset[str]) -> NDArray[np.int32]:
         """The ids that are alive, by a row that is of nobody but them."""
+        return self._alive(state, patients, Whose.of)
+
+    def _of_others(self, state: State, patients: frozenset[str]) -> NDArray[np.int32]:
+        """The ids that are alive, by a row that is of somebody, and of none of them."""
+        return self._alive(state, patients, Whose.of_others)
+
+    def _alive(
+        self,
+        state: State,
+        patients: frozenset[str],
+        which: Callable[[Whose, NDArray[np.bool_]], NDArray[np.bool_]],
+    ) -> NDArray[np.int32]:
         import pyarrow as pa
         import pyarrow.compute as pc
 
@@ -344,7 +360,7 @@ class _Merging:
         everything = self._everything
         for number in np.unique(by):
             mine = by == number
-            found[mine] = self._whose(everything[number]).of(wanted)[rows[mine]]
+            found[mine] = which(self._whose(everything[number]), wanted)[rows[mine]]
         return alive[found]
 
     def _ids(self, path: str) -> pa.StringArray:
@@ -380,7 +396,10 @@ class _Merging:
         until, before = _deletions(vocabulary, share.deletions_until)
         state.fold(until[~there[until]], Versions.gone_at(before[~there[until]]), export)
         if share.replaces_all:
-            state.missing(there, export)
+            lacked = state.lacked(there)
+            if share.members:
+                lacked = lacked[~np.isin(lacked, self._of_others(state, share.members))]
+            state.gone_without_a_word(lacked, export, UNKNOWN if share.until is None else share.until)
         elif share.renewed:
             theirs = self._of(state, share.renewed)
             state.gone_without_a_word(theirs[~there[theirs]], export)

@@ -39,6 +39,14 @@ class Whose:
         found[at[who != _OTHER]] = True
         return found
 
+    def of_others(self, wanted: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """The rows that are of somebody, and of none of the `wanted` ones."""
+        at, who = self.named
+        found = np.zeros(self.rows, np.bool_)
+        found[at] = True
+        found[at[np.append(wanted, False)[who]]] = False
+        return found
+
     def of(self, wanted: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """The rows that are of nobody but the `wanted` ones, a mask over the patients."""
         at, who = self.named
