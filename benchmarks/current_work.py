@@ -154,8 +154,8 @@ def merge(
     from pipeline.lake.lake import open_lake
     from pipeline.sandbox.generator.world import night_instant
     from pipeline.tables.current import merging
-    from pipeline.tables.current.merging import Places, Share
     from pipeline.tables.current.merging import merge as merge_all
+    from pipeline.tables.current.shares import Places, Share
     from pipeline.tables.parts import read_part_schema
 
     if not thinned:

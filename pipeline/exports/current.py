@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from pipeline.tables.current.chunks import ChunkTable
-    from pipeline.tables.current.merging import Merged, Places, Share
+    from pipeline.tables.current.shares import Merged, Places, Share
     from pipeline.tables.delta import StagedPart
 
 CURRENT, DELETED = "_current", "_deleted"
@@ -77,7 +77,7 @@ def current_types(session: Session) -> list[str]:
 
 def places_of(session: Session, resource_type: str) -> Places:
     """Where the two tables of a type lie, from the lake's root."""
-    from pipeline.tables.current.merging import Places
+    from pipeline.tables.current.shares import Places
 
     folder = f"{session.source.name}/current/{table_name(resource_type)}"
     return Places(f"{folder}{CURRENT}", f"{folder}{DELETED}")
@@ -119,7 +119,8 @@ def is_current(session: Session, resource_type: str) -> bool:
 
 def _update(session: Session, resource_type: str, *, anew: bool) -> CurrentTable:
     from pipeline.tables.current.chunks import ChunkTable
-    from pipeline.tables.current.merging import latest_of, merge
+    from pipeline.tables.current.merging import merge
+    from pipeline.tables.current.shares import latest_of
 
     places, options = places_of(session, resource_type), session.lake.storage_options
     # In this order, and merged only if the two are still the same: what others do meanwhile is not undone.
@@ -168,7 +169,7 @@ def _due(
     anew: str,
 ) -> _Due:
     from pipeline.tables.current.chunks import NEVER
-    from pipeline.tables.current.merging import number_of, rules_of, torn
+    from pipeline.tables.current.shares import number_of, rules_of, torn
 
     if rules_of(current) not in (NEVER, rules_number(exports.session.source)):
         anew = anew or "on_leave or export.infer_deletes is another one now"
@@ -216,7 +217,7 @@ def _share(
     due: _Due,
     parts: Mapping[str, tuple[int, tuple[StagedPart, ...]]],
 ) -> Share:
-    from pipeline.tables.current.merging import Share
+    from pipeline.tables.current.shares import Share
 
     folder = exports.session.table(table_name(resource_type))
     _, own = parts.get(export_id, (0, ()))

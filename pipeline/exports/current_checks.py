@@ -182,7 +182,7 @@ def _standing(
 ) -> str:
     """`merged`: the table holds the export as it is now; `behind`: as it was; `unlisted`: it cannot."""
     from pipeline.tables.current.chunks import NEVER
-    from pipeline.tables.current.merging import number_of
+    from pipeline.tables.current.shares import number_of
     from pipeline.tables.delta import committed_attempt
 
     if export_id is None or (number := number_of(table, export_id)) == NEVER:

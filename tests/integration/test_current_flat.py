@@ -28,7 +28,7 @@ from pipeline.orchestration.factory import build_source
 from pipeline.tables.current import flat as flat_of_current
 from pipeline.tables.current.chunks import NEVER, ChunkTable
 from pipeline.tables.current.flat import Flattened, flatten_current
-from pipeline.tables.current.merging import Share
+from pipeline.tables.current.shares import Share
 from pipeline.tables.delta import Conflict
 from pipeline.tables.flat import flat_tables, flatten
 

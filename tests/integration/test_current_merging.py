@@ -27,19 +27,10 @@ from hypothesis import strategies as st
 from pipeline.lake.lake import open_lake
 from pipeline.tables import schema as schemas
 from pipeline.tables.convert import Converter
-from pipeline.tables.current import chunks, merging
+from pipeline.tables.current import chunks, deciding, merging
 from pipeline.tables.current.chunks import NEVER, Chunk, ChunkTable, new_chunk
-from pipeline.tables.current.merging import (
-    Merged,
-    Places,
-    Share,
-    choose,
-    digits,
-    latest_of,
-    merge,
-    number_of,
-    torn,
-)
+from pipeline.tables.current.merging import choose, merge
+from pipeline.tables.current.shares import Merged, Places, Share, digits, latest_of, number_of, torn
 from pipeline.tables.delta import Conflict, widen_table
 from pipeline.tables.parts import PartWriter
 from pipeline.tables.thinning import UnfitForThinning
@@ -211,7 +202,7 @@ def test_night_by_night_together_and_anew_give_the_tables_that_the_oracle_says(
 ) -> None:
     """Protocol facts 16, 26, 31, 32: in chunks of any size, decided in any number of passes."""
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(merging, "PASS_IDS", pass_ids)
+        patch.setattr(deciding, "PASS_IDS", pass_ids)
         site = Site(Path(folder))
         shares = {each.id: site.share(each) for each in history}
         nights = oracle.ordered(history)
@@ -353,7 +344,7 @@ def test_many_ids_in_several_passes_are_as_in_one(
     ]
     shares = [site.share(each) for each in history]
     site.merge(shares, "one")
-    monkeypatch.setattr(merging, "PASS_IDS", pass_ids)
+    monkeypatch.setattr(deciding, "PASS_IDS", pass_ids)
     site.merge(shares, "together", chunk_rows=4)
     for share in shares:
         site.merge([share], "nightly", chunk_rows=4)

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from pipeline.tables.convert import Converter
 from pipeline.tables.current.evidence import read_evidence, read_places
 from pipeline.tables.current.fold import ABSENT, NAMED, UNKNOWN, State, Versions, beats
-from pipeline.tables.current.merging import Share, digits
+from pipeline.tables.current.shares import Share, digits
 from pipeline.tables.current.tombstones import read_tombstones, tombstone_schema, tombstones
 from pipeline.tables.current.vocabulary import UNCODED, Vocabulary, gathered, shares_of
 
