@@ -88,7 +88,7 @@ def five_systems(folder: Path, authority: Authority) -> Iterator[Five]:
             }
 
         def add(entry: dict[str, Any]) -> None:
-            entry["export"] = {"group": "demo", "types": list(TYPES)}
+            entry["export"] = {"group": "demo", "types": list(TYPES), "since": "never"}
             site.sources.append(
                 {
                     "flat": False,
@@ -157,12 +157,12 @@ def test_five_systems_run_by_their_schedules_and_one_broken_credential_harms_no_
     with five_systems(tmp_path, authority) as five:
         site = five.site
         with site.daemon():
-            eventually(lambda: all(five.published(name) for name in NAMES), 300, site)
+            eventually(lambda: all(five.published(name) for name in NAMES), 600, site)
             site.secret("azure", "no longer the secret")
             before = {name: len(five.published(name)) for name in NAMES}
             failing = next(each for each in NAMES if each == "azure")
             others = [each for each in NAMES if each != failing]
-            eventually(lambda: all(len(five.published(each)) > before[each] for each in others), 300, site)
+            eventually(lambda: all(len(five.published(each)) > before[each] for each in others), 600, site)
         for name in NAMES:
             for export_id in five.published(name):
                 site.require_same(name, export_id, truth_of(SEED, PATIENTS, 1, TYPES))
