@@ -6,10 +6,13 @@ export: a note beside the exports says so.
 
 from __future__ import annotations
 
-import json
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from pydantic import ValidationError
+
+from pipeline.errors import LakeError
+from pipeline.exports.facts import Fact
 from pipeline.exports.identity import is_export_id
 
 if TYPE_CHECKING:
@@ -21,7 +24,7 @@ def note_lost_mark(session: Session, facts: Facts, attempt: int) -> None:
     """Before the receipt that takes the watermark back, so that a kill in between loses nothing."""
     if any(receipt.watermark for receipt in facts.receipts):
         name = f"{session.source.name}/resync/{facts.export_id}-{attempt:04d}.json"
-        session.lake.put_new(name, json.dumps({"at": session.now().isoformat()}).encode())
+        session.lake.put_new(name, Fact(at=session.now()).model_dump_json().encode())
 
 
 def why_full_again(session: Session, line: str, last_full: datetime | None) -> str:
@@ -35,7 +38,14 @@ def why_full_again(session: Session, line: str, last_full: datetime | None) -> s
         data = session.lake.read(f"{folder}/{name}") if is_export_id(export_id) else None
         if data is None:
             continue
-        if last_full is not None and last_full > datetime.fromisoformat(json.loads(data)["at"]):
+        try:
+            noted = Fact.model_validate_json(data).at
+        except ValidationError:
+            raise LakeError(
+                f"{folder}/{name} cannot be read",
+                "Run one export with `since: never`; when it is published and complete, remove that file",
+            ) from None
+        if last_full is not None and last_full > noted:
             continue
         facts = session.ledger.read(export_id)
         lost = facts.receipt is None or facts.receipt.watermark is None

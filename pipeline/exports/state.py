@@ -242,9 +242,8 @@ def _describe_kickoff(facts: Facts, number: int, reason: str, at: datetime | Non
         return "failing", f"{reason}; {'prepared again' + when if when else 'to be prepared again'}"
     if number == 1:
         return "planned", "not asked for yet" if reason == "new" else reason
-    return _kickoff_state(
-        facts, number - 1
-    ), f"{reason}; {'asked again' + when if when else 'to be asked again'}"
+    said = f"{reason}; {'asked again' + when if when else 'to be asked again'}"
+    return _kickoff_state(facts, number - 1), said
 
 
 def _kickoff_state(facts: Facts, number: int) -> str:

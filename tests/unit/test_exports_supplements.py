@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from published_by_hand import HandMade
+from receipts_by_hand import OWNER, receipt_of
 
 from pipeline.config import Config
 from pipeline.errors import ConfigError, ExportError, KickoffRejected
@@ -25,7 +26,6 @@ from pipeline.exports.facts import (
     IntentError,
     Lacks,
     MembersFact,
-    Receipt,
     Request,
     Succeeds,
     Successor,
@@ -33,7 +33,7 @@ from pipeline.exports.facts import (
 from pipeline.exports.identity import export_id_at, unscheduled_id
 from pipeline.exports.ledger import Facts
 from pipeline.exports.members import JOINED, MEMBERS, STAYED, Member, joined_digests, members_schema
-from pipeline.exports.owner import Owner, this_process
+from pipeline.exports.owner import this_process
 from pipeline.exports.planning import Members, NothingToAsk
 from pipeline.exports.request import asked_for, line_of, plan_kickoff, request_export
 from pipeline.exports.session import Session
@@ -42,7 +42,6 @@ from pipeline.exports.state import AskAgain, Closed, KickOff, Policy, Reject, de
 from pipeline.exports.successor import open_successor
 from pipeline.exports.watermark import Mark, covered_members
 
-OWNER = Owner(run_id="r", host="h")
 NOW = datetime(2026, 2, 1, 2, tzinfo=UTC)
 FIRST, MAIN = "20260130T020000Z", "20260131T020000Z"
 SECOND, THIRD = "20260131T023001Z", "20260131T024001Z"
@@ -114,21 +113,7 @@ def published(
         since_reason="",
         **({"line": line_of(made.source, asked)} | others),
     )
-    receipt = Receipt(
-        at=NOW,
-        attempt=1,
-        owner=OWNER,
-        transaction_time=MARK,
-        watermark=watermark,
-        incomplete=() if watermark else ("1 lines are in quarantine",),
-        fingerprint="f",
-        tables={},
-        files=0,
-        raw_bytes=0,
-        decoded_bytes=0,
-        deleted=0,
-        error_entries={},
-    )
+    receipt = receipt_of(MARK, complete=watermark is not None, watermark=watermark)
     write = made.ledger.write
     assert write(export_id, "intent.json", intent)
     assert write(export_id, "request.json", Request(at=NOW, intent=1, status_url="u", owner=OWNER))

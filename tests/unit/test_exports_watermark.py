@@ -12,18 +12,19 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from receipts_by_hand import OWNER, receipt_of
 
 from pipeline.config import Config
+from pipeline.errors import LakeError
 from pipeline.exports.facts import ClosingFact, Intent, Receipt, Request
 from pipeline.exports.ledger import Facts
 from pipeline.exports.lost_marks import note_lost_mark
-from pipeline.exports.owner import Owner, this_process
+from pipeline.exports.owner import this_process
 from pipeline.exports.planning import Plan
 from pipeline.exports.request import asked_for, line_of, plan_kickoff
 from pipeline.exports.session import Session
 from pipeline.exports.watermark import WHATEVER, Mark, earliest, marks_of, with_overlap
 
-OWNER = Owner(run_id="r", host="h")
 NOW = datetime(2026, 2, 1, 2, tzinfo=UTC)
 
 
@@ -36,21 +37,7 @@ def mark_at(day: int) -> str:
 
 
 def receipt(mark: str | None) -> Receipt:
-    return Receipt(
-        at=NOW,
-        attempt=1,
-        owner=OWNER,
-        transaction_time=mark or "",
-        watermark=mark,
-        incomplete=() if mark else ("2 lines in quarantine",),
-        fingerprint="f",
-        tables={},
-        files=0,
-        raw_bytes=0,
-        decoded_bytes=0,
-        deleted=0,
-        error_entries={},
-    )
+    return receipt_of(mark or "", complete=mark is not None)
 
 
 def facts(day: int, types: Sequence[str] = (), line: str = "line", since: int | None = None) -> Facts:
@@ -316,3 +303,11 @@ def test_without_a_complete_full_export_one_is_due(tmp_path: Path) -> None:
     made = session(tmp_path, full_resync="0 3 * * 0")
     published(made, 5, mark_at(4))
     assert plan(made).since.reason == "full: full_resync (0 3 * * 0) is due: there is no complete full export"
+
+
+def test_a_note_that_cannot_be_read_is_not_passed_over(tmp_path: Path) -> None:
+    made = session(tmp_path)
+    published(made, 4, None)
+    assert made.lake.put_new(f"hosp/resync/{night(4)}-0002.json", b"{")
+    with pytest.raises(LakeError, match="cannot be read"):
+        plan(made)

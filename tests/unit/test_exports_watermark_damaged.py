@@ -6,9 +6,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from receipts_by_hand import receipt_of
 
 from pipeline.config import Config
-from pipeline.exports.facts import ClosingFact, Receipt
+from pipeline.exports.facts import ClosingFact
 from pipeline.exports.owner import this_process
 from pipeline.exports.request import asked_for, fingerprint, plan_kickoff
 from pipeline.exports.session import Session
@@ -30,21 +31,7 @@ def session(tmp_path: Path) -> Session:
     made = Session(config, config.source(None), this_process("one"), lambda _: True, now=lambda: NOW)
     wanted = fingerprint(made.source, asked_for(made.source, made.profile))
     for export_id, day in ((FIRST, "2026-01-01"), (SECOND, "2026-01-02")):
-        receipt = Receipt(
-            at=NOW,
-            attempt=1,
-            owner=made.owner,
-            transaction_time=f"{day}T02:00:00Z",
-            watermark=f"{day}T02:00:00Z",
-            incomplete=(),
-            fingerprint=wanted,
-            tables={},
-            files=0,
-            raw_bytes=0,
-            decoded_bytes=0,
-            deleted=0,
-            error_entries={},
-        )
+        receipt = receipt_of(f"{day}T02:00:00Z", fingerprint=wanted)
         assert made.ledger.write(export_id, "receipts/0001.json", receipt)
     return made
 
