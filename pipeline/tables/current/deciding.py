@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 PASS_IDS = 1_500_000
 """Ids that are decided at a time: about 250 bytes each. More of them take several passes over the columns
-that decide, never more memory. Measured: two passes over 2 million rows cost no more than one (29 CPU s, nearly
-all of it reading and writing) and take 0.73 GB instead of 1.0."""
+that decide, never more memory. Measured: two passes over 2 million rows cost no more than one (29 CPU s,
+nearly all of it reading and writing) and take 0.73 GB instead of 1.0."""
 _SAMPLES = 64
 """Of so many shares of the ids one is counted."""
 
