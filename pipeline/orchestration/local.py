@@ -50,7 +50,7 @@ from pipeline.orchestration.heartbeat import Watch
 from pipeline.orchestration.instance import open_database
 from pipeline.orchestration.jobs_here import JobsHere
 from pipeline.orchestration.names import names_of
-from pipeline.orchestration.runs import reap_dead_runs, session_in_daemon
+from pipeline.orchestration.runs import is_on_its_way, reap_dead_runs, session_in_daemon
 
 Say = Callable[[str], None]
 
@@ -231,7 +231,8 @@ class _Run:
         match step:
             case KickOff(_, _, not_before):
                 self._pause(not_before.timestamp() - time.time() if not_before else 0, "asking again")
-                self._execute(self.names.kickoff_job)
+                if not self._execute(self.names.kickoff_job):
+                    return wait
                 # Before the intent was written nothing holds a new export: the error is all there is.
                 known = self.session.ledger.read(self.export_id)
                 return wait and bool(known.intents or known.unprepared or known.closings)
@@ -292,12 +293,17 @@ class _Run:
             self.say(f"{why} (in {seconds:.0f} s)")
             time.sleep(seconds)
 
-    def _execute(self, job: str) -> None:
-        """Runs a job here; what goes wrong is remembered, and what is next is read from the facts."""
+    def _execute(self, job: str) -> bool:
+        """Runs a job here; what goes wrong is remembered, and what is next is read from the facts. False
+        where somebody else is about to."""
+        if is_on_its_way(self.instance, job, self.export_id):
+            self._pause(2, "the daemon has just begun a run for it")
+            return False
         self.facts_before = self.session.ledger.read(self.export_id)
         run_id, self.error = self.jobs.run(job, self.export_id)
         failed_flat = self.error is not None and self.jobs.failed_in(run_id, flat_step(self.source))
         self.flat_error = self.error if failed_flat else None
+        return True
 
     def _outcome(self) -> RunOutcome:
         facts = self.session.ledger.read(self.export_id)

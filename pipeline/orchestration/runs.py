@@ -6,14 +6,16 @@ import os
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
+from datetime import timedelta
 
 import dagster as dg
 import psutil
 from dagster import AssetRecordsFilter, DagsterEventType, DagsterRunStatus, RunsFilter
+from dagster._core.storage.tags import PARTITION_NAME_TAG
 
 from pipeline.config import Config, Source
 from pipeline.exports.owner import Owner, process_of_run, this_process
-from pipeline.exports.session import Session
+from pipeline.exports.session import Session, utc_now
 from pipeline.orchestration.half_made import complete
 from pipeline.orchestration.names import PROCESS_TAG, SOURCE_TAG, WORK_TAG, Names, names_of
 from pipeline.orchestration.orphan_steps import end_with
@@ -106,6 +108,25 @@ def session_in_step(config: Config, source: Source, context: dg.OpExecutionConte
         attempt=_attempt_of(context),
         log=_log(context),
     )
+
+
+_YOUNG = timedelta(minutes=1)
+"""After that a run that lives has claimed its work: by the facts, which count then."""
+
+
+def is_on_its_way(instance: dg.DagsterInstance, job: str, export_id: str) -> bool:
+    """Whether a run for an export has been made that may not have claimed its work yet.
+
+    Daemon and command line go by the same facts: of two runs that begin at once one would find the work
+    claimed and fail, and its assets be red for nothing.
+    """
+    wanted = RunsFilter(
+        job_name=job,
+        tags={PARTITION_NAME_TAG: export_id},
+        statuses=_UNFINISHED,
+        created_after=utc_now() - _YOUNG,
+    )
+    return bool(instance.get_run_ids(wanted, limit=1))
 
 
 _seen: set[str] = set()

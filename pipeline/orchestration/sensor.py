@@ -28,7 +28,7 @@ from pipeline.exports.state import AskAgain, Closed, Hold, Ingest, KickOff, Poll
 from pipeline.exports.successor import open_successor
 from pipeline.exports.watch import NotYet, Ready, look
 from pipeline.orchestration.names import WORK_TAG, Names, names_of
-from pipeline.orchestration.runs import reap_dead_runs, session_in_daemon
+from pipeline.orchestration.runs import is_on_its_way, reap_dead_runs, session_in_daemon
 from pipeline.orchestration.state_observations import StateObservations
 from pipeline.unexpected import contained
 
@@ -213,7 +213,7 @@ class _Tick:
     def _request(self, export_id: str, job: str, what: str, *, partitioned: bool = True) -> None:
         work = f"{self.names.source}:{export_id}:{what}"
         key = _free_run_key(self.context.instance, work, self.session.now(), once=not partitioned)
-        if key is None:
+        if key is None or (partitioned and is_on_its_way(self.context.instance, job, export_id)):
             self.notes.append(f"{export_id}: a run for {what} is on its way, or has just ended")
             return
         ops = {f"{self.names.source}__tidy": {"config": {"export_id": export_id}}}

@@ -156,6 +156,7 @@ def test_too_large_ones_are_not_taken(tmp_path: Path) -> None:
         assert states.pop("just") == "stored"
         assert set(states.values()) == {"too large"}, states
         assert linked(place, "announced")["reason"].startswith("10001 bytes, "), "not one was read"
+        assert linked(place, "endless")["reason"].startswith("more than "), "not all were read"
         assert server.paths("/fhir/Binary/never") == []
         assert list(place.blobs) == [sha256(b"x" * 10_000)]
 

@@ -72,11 +72,15 @@ def source(server: RawServer) -> SmartTokenSource:
 
 
 def for_ever(first: bytes, piece: bytes, pause: float = 0.0) -> Answer:
+    """Longer than anybody has patience; then an answer as it should be, so that the test fails of it."""
+
     def answer(connection: socket.socket) -> None:
         connection.sendall(first)
-        while True:
+        end = time.monotonic() + 45
+        while time.monotonic() < end:
             connection.sendall(piece)
             time.sleep(pause)
+        connection.sendall(OK)
 
     return answer
 
@@ -140,6 +144,21 @@ def test_an_answer_that_is_none_is_told_in_words(
     assert str(failed.value).isprintable()
     assert len(str(failed.value)) < 2000
     assert not (tmp_path / "f").exists()
+
+
+@pytest.mark.parametrize("encoding", [b"br", b"gzip, gzip", b"zstd"])
+def test_an_answer_in_an_encoding_that_nobody_asked_for_is_not_believed(
+    encoding: bytes, server: RawServer
+) -> None:
+    """Though its bytes, as they are, would do."""
+    body = b'{"resourceType": "CapabilityStatement", "fhirVersion": "4.0.1"}'
+    plain = HEAD + b"Content-Length: %d\r\n" % len(body)
+    with http_for(server) as http:
+        server.answer = sending(plain + b"\r\n" + body)
+        assert bulk(server, http).capability()
+        server.answer = sending(plain + b"Content-Encoding: " + encoding + b"\r\n\r\n" + body)
+        with pytest.raises(Unreachable, match="DecodingError"):
+            bulk(server, http).capability()
 
 
 def test_more_than_announced_is_not_taken(server: RawServer, tmp_path: Path) -> None:
