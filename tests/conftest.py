@@ -8,6 +8,7 @@ import atexit
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +29,16 @@ settings.register_profile(
     "repeatable", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("repeatable")
+
+LONGEST = ("test_current_month.py", "test_five_side_by_side.py", "test_demo_runs.py", "test_chaos_short.py")
+"""Files that take minutes for a few tests: begun last, one of them would be waited for alone."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files in the order in which the workers take them: the longest, then by their number of tests."""
+    sizes = Counter(item.path for item in items)
+    ranks = {name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: (ranks.get(item.path.name, len(ranks)), -sizes[item.path], str(item.path)))
 
 
 @pytest.fixture(autouse=True)
