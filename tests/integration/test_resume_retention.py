@@ -312,14 +312,20 @@ def test_an_export_with_a_fact_that_cannot_be_read_is_left_alone_and_named(site:
 
 
 def test_a_table_whose_log_cannot_be_read_is_left_alone_and_the_others_are_not(site: Site) -> None:
+    """Also what no receipt speaks of."""
     published(site)
+    later = "20260102T020000Z"
+    kick_off(site, later)
+    close(session_of(site, "close"), later, "gone", "the job is gone")
     (site.lake / "hosp/tables/patient/_delta_log/00000000000000000000.json").write_text("{")
-    kept = put(site, f"hosp/tables/patient/export_id={EXPORT}/part-0009-x.parquet")
+    kept = [
+        put(site, f"hosp/tables/patient/export_id={each}/part-0009-x.parquet") for each in (EXPORT, later)
+    ]
     gone = put(site, f"hosp/tables/encounter/export_id={EXPORT}/part-0009-x.parquet")
     everything_old(site)
     cleaned = clean(session_of(site, "clean"))
     assert [each.path for each in cleaned.orphans] == [str(gone.relative_to(site.lake))]
-    assert kept.exists()
+    assert all(each.exists() for each in kept)
     assert "table patient" in cleaned.left_alone[0]
 
 
