@@ -61,6 +61,11 @@ concurrency:
 def unusable(error: Exception) -> LakeError:
     """What a command says of a database that cannot be used."""
     home = os.environ.get("DAGSTER_HOME", "DAGSTER_HOME")
+    if "database is locked" in str(error):
+        return LakeError(
+            f"Dagster's database in {home} is locked: another process has been writing to it for too long",
+            "Run the command again; if it stays so, see which process of this instance hangs, and end that",
+        )
     return LakeError(
         f"Dagster's database, which dagster.yaml in {home} names, cannot be used ({type(error).__name__})",
         "See that its disk has space and that it answers, then run the command again: the facts are kept",

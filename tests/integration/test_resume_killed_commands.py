@@ -6,11 +6,13 @@ import json
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -169,12 +171,33 @@ def test_new_opens_another_export_beside_an_open_one(tmp_path: Path) -> None:
         assert third["export_id"] == first["export_id"], "the oldest open one"
 
 
+def stop_between_transactions(process: subprocess.Popen[bytes], home: Path) -> None:
+    """One that is stopped while it writes to Dagster's SQLite would keep everybody else out of it."""
+    for _ in range(100):
+        process.send_signal(signal.SIGSTOP)
+        if all(is_free(database) for database in home.rglob("*.db")):
+            return
+        process.send_signal(signal.SIGCONT)
+        time.sleep(0.02)
+    raise AssertionError("it writes to Dagster's database all the time")
+
+
+def is_free(database: Path) -> bool:
+    with closing(sqlite3.connect(database, timeout=0, isolation_level=None)) as connection:
+        try:
+            connection.execute("BEGIN EXCLUSIVE")
+        except sqlite3.OperationalError:
+            return False
+        connection.execute("ROLLBACK")
+        return True
+
+
 def test_two_commands_at_once_work_on_one_export_and_both_tell_its_end(tmp_path: Path) -> None:
     with open_site(tmp_path, patients=4, export=TYPES) as site:
         site.sandbox.control(faults=[{"path": r"\.ndjson", "delay": 3, "times": 1}])
         first = site.spawn(str(BIN / "fhir-export"), "run", "hosp", "--wait")
         (export_id,) = eventually(lambda: [e for e in site.export_ids() if site.facts(e).claims], 120, 0.05)
-        first.send_signal(signal.SIGSTOP)  # alive, and as slow as it takes
+        stop_between_transactions(first, site.home)  # alive, and as slow as it takes
         busy = site.cli("run", "hosp", check=False)
         assert busy.returncode == 5, busy.stderr
         assert "ingest by run" in busy.stderr
@@ -188,6 +211,21 @@ def test_two_commands_at_once_work_on_one_export_and_both_tell_its_end(tmp_path:
         assert len(site.facts(export_id).claims) == 1
         assert set(commits(site, export_id).values()) == {1}
         assert_whole(site, export_id)
+
+
+def test_a_database_that_somebody_else_keeps_locked_is_told_as_such(tmp_path: Path) -> None:
+    with open_site(tmp_path, patients=3, export={"types": ["Patient"]}, export_seconds=20.0) as site:
+        site.cli("run", "hosp")
+        (database,) = site.home.rglob("runs.db")
+        with closing(sqlite3.connect(database, isolation_level=None)) as keeper:
+            keeper.execute("BEGIN EXCLUSIVE")
+            done = site.cli("run", "hosp", "--wait", check=False)
+        assert done.returncode == 7, done.stderr
+        assert f"Dagster's database in {site.home} is locked" in done.stderr
+        assert "Run the command again" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert site.run_night()["export_id"] == site.export_ids()[0]
+        assert len(site.export_ids()) == 1
 
 
 def test_a_claim_of_a_machine_that_was_started_anew_is_taken_over(tmp_path: Path) -> None:
