@@ -49,7 +49,7 @@ def run_demo(say: Say, config_path: Path | None = None) -> None:
     """
     with ExitStack() as stack:
         demo = _Demo(config_path or Path("dagster_home") / "exports.yaml", say)
-        night = len(demo.session.ledger.export_ids()) + 1
+        night = demo.nights() + 1
         sandbox = stack.enter_context(demo.sandbox(night))
         say(f"the sandbox FHIR server answers at {sandbox.fhir_url}: {PATIENTS} patients, night {night}")
         # Before the daemon, so that no two processes make the instance's database at once.
@@ -72,7 +72,7 @@ def run_demo(say: Say, config_path: Path | None = None) -> None:
 def run_ui(say: Say, config_path: Path | None = None, port: int = 3000) -> None:
     """The Dagster UI and the sandbox behind it, until Ctrl-C."""
     demo = _Demo(config_path or Path("dagster_home") / "exports.yaml", say)
-    night = max(len(demo.session.ledger.export_ids()), 1)
+    night = max(demo.nights(), 1)
     with demo.sandbox(night):
         say(f"the Dagster UI comes up at http://127.0.0.1:{port} (Ctrl-C ends it)")
         command = demo.dagster("dagster", "dev", *_CODE, "-h", "127.0.0.1", "-p", str(port))
@@ -178,6 +178,11 @@ class _Demo:
                 except subprocess.TimeoutExpired:
                     process.kill()
                     process.wait()
+
+    def nights(self) -> int:
+        """How many there were: exports but for supplements, and for those that came to nothing."""
+        every = (self.session.ledger.read(each) for each in self.session.ledger.export_ids())
+        return sum(not each.supplement_of and not each.closings.keys() - {"held"} for each in every)
 
     def scheduled_export(self, before: set[str]) -> str:
         """Waits for the export run that the schedule opens."""

@@ -119,7 +119,8 @@ def load_config(path: Path | None = None) -> Config:
         advice = "Leave one of the two out" if problem else "Check indentation and quotes at that place"
         raise ConfigError(f"{path} is not valid YAML{where}{problem}", advice) from None
     if not isinstance(data, dict):
-        raise ConfigError(f"{path} must hold keys (lake, sources), not {type(data).__name__}")
+        found = "is empty" if data is None else "holds something else"
+        raise ConfigError(f"{path} {found}: it must hold the keys lake and sources", _EXAMPLE)
     if "folder" in data:
         raise ConfigError(f"{path} is wrong:\n  folder: there is no such key")
     try:
@@ -128,11 +129,29 @@ def load_config(path: Path | None = None) -> Config:
         raise ConfigError(f"{path} is wrong:\n{_explain(error, data)}") from None
 
 
+_EXAMPLE = "docs/configuration.md has one with every key"
+_WORDS = {
+    "extra_forbidden": "there is no such key",
+    "missing": "is missing",
+    "tuple_type": "must be a list, such as [one, another]",
+    "string_type": "must be text",
+    "dict_type": "must be keys with values below it",
+    "model_type": "must be keys with values below it",
+}
+"""What pydantic says in Python's words, in those of a YAML file."""
+
+
 class _DuplicateKey(yaml.constructor.ConstructorError):
     """A key that is written twice: one of the two would be lost."""
 
 
 class _Loader(yaml.SafeLoader):
+    # `since: 2026-01-31T00:00:00Z` is the text that it looks like, quoted or not.
+    yaml_implicit_resolvers = {  # noqa: RUF012 - as the class above has it
+        first: [each for each in resolvers if each[0] != "tag:yaml.org,2002:timestamp"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         for key, _ in node.value:
@@ -145,8 +164,7 @@ def _explain(error: ValidationError, data: dict[str, Any]) -> str:
     lines = []
     for problem in error.errors(include_url=False, include_input=False, include_context=False):
         message = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "extra_forbidden":
-            message = "there is no such key"
+        message = _WORDS.get(problem["type"], message)
         lines.append(f"  {_key_path(problem['loc'], data)}: {message}")
     return "\n".join(lines)
 

@@ -85,6 +85,14 @@ class Export(Strict):
             raise ValueError("a group is named by its FHIR id (letters, digits, - and .)")
         return value
 
+    @field_validator("types")
+    @classmethod
+    def _types(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for each in value or ():
+            if not re.fullmatch(r"[A-Z][A-Za-z]+", each):
+                raise ValueError(f"{each!r} is no resource type: they are written like Patient, Observation")
+        return value
+
     @field_validator("since")
     @classmethod
     def _since(cls, value: str) -> str:
@@ -96,6 +104,8 @@ class Export(Strict):
     def _group_level(self) -> Export:
         if self.level == "group" and not self.group:
             raise ValueError("level group needs group: the FHIR id of the Group to export")
+        if self.level != "group" and self.group:
+            raise ValueError(f"level {self.level} exports no group: leave group out, or set level: group")
         return self
 
 

@@ -79,6 +79,16 @@ class Exports:
         facts = self.facts(export_id)
         return facts.receipt is not None and not facts.receipt.incomplete and is_full(facts)
 
+    def asked_alike(self, one: str, other: str) -> bool:
+        """Whether two exports were asked for the same but for the types: what one of them lacks says
+        something of what the other brought. Not known of one whose facts are gone."""
+        lines = [self._line(each) for each in (one, other)]
+        return one == other or (lines[0] == lines[1] and lines[0] is not None)
+
+    def _line(self, export_id: str) -> str | None:
+        intent = self.facts(export_id).asked
+        return (intent.line or intent.fingerprint) if intent else None
+
     def asked_for(self, export_id: str, resource_type: str) -> bool:
         """Whether an export without any resource of the type says that there is none."""
         facts = self.facts(export_id)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -156,7 +157,8 @@ def _update(session: Session, resource_type: str, *, anew: bool) -> CurrentTable
         seen=(current.version, buried.version),
     )
     how = f" made again, since {due.anew}:" if due.anew else ""
-    session.log(f"{name}:{how} {merged.rows} rows, {merged.deleted} deleted, {merged.added} new")
+    counts = f"{merged.rows} rows, {merged.deleted} deleted; {merged.added} versions taken in"
+    session.log(f"{name}:{how} {counts}")
     merged_exports = tuple(share.export_id for share in shares)
     return CurrentTable(name, resource_type, merged.rows, merged.deleted, merged_exports, due.anew, merged)
 
@@ -233,6 +235,7 @@ def _share(
         parts=tuple(sorted(f"{folder}/{part.path}" for part in own)),
         deletions=tuple((each, at) for each, at, exact in named if exact or at is None),
         deletions_until=tuple((each, at) for each, at, exact in named if at is not None and not exact),
+        speaks_of=partial(exports.asked_alike, export_id),
         replaces_all=replaces_all,
         until=_micros(until) if replaces_all and (until := exports.until(export_id)) else None,
         members=exports.members_only(export_id) if replaces_all else frozenset(),

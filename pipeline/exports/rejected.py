@@ -67,7 +67,8 @@ def keep_rejected(session: Session, rejection: Rejection, arrived: Path) -> Veri
     finally:
         discard(arrived)
     kept = f"What arrived is kept in the lake (it may hold patients' data): {where}"
-    return type(error)(error.cause, f"{error.advice} {kept}".strip())
+    advice = f"{error.advice.removesuffix('.')}. {kept}" if error.advice else kept
+    return type(error)(error.cause, advice)
 
 
 def _put(session: Session, rejection: Rejection, arrived: Path) -> str:

@@ -6,6 +6,7 @@ back what readers could see, and only then says that it is done: killed in betwe
 
 from __future__ import annotations
 
+import json
 from datetime import datetime
 
 from pipeline.errors import ConfigError, LakeError, StillRunning
@@ -58,7 +59,11 @@ def _instead(facts: Facts, state: str, accept_partial: bool) -> str:
     if facts.receipt:
         if accept_partial:
             return "No part of its data is known to be missing: there is nothing to accept"
-        return "To ingest it again, materialize export_manifest and what follows of its partition in Dagster"
+        tags = json.dumps({"dagster/partition": facts.export_id})
+        return (
+            f"To ingest it again from its raw bytes: `dagster job execute -m pipeline.definitions "
+            f"-j {facts.source}_ingest --tags '{tags}'`"
+        )
     if state in ("gone", "rejected", "cancelled", "withdrawing", "withdrawn"):
         return f"Start a new export run: `fhir-export run {facts.source} --wait`"
     return f"It goes on by itself; `fhir-export show {facts.label}` tells what is next"
@@ -151,7 +156,6 @@ def take_back(session: Session, facts: Facts) -> list[str]:
             storage_options=session.lake.storage_options,
         ):
             taken.append(table)
-            session.log(f"{table}: the rows of this export are taken back")
     return taken
 
 

@@ -26,6 +26,7 @@ from pipeline.exports.facts import SUPPLEMENT, TableCounts
 from pipeline.exports.identity import unscheduled_id
 from pipeline.exports.ledger import Facts
 from pipeline.exports.owner import Owner
+from pipeline.exports.request import asked_for
 from pipeline.exports.session import Session, utc_now
 from pipeline.exports.standing import OpenExport, open_exports
 from pipeline.exports.state import (
@@ -146,7 +147,11 @@ class _Run:
         return next(iter(open_exports(self.session)), None)
 
     def open(self) -> None:
-        """A new export run; a partition without facts, of one that died before its first, is taken too."""
+        """A new export run; a partition without facts, of one that died before its first, is taken too.
+
+        Raises `ConfigError` before there is any for what nobody can be asked for.
+        """
+        asked_for(self.source, self.session.profile)
         partitions = self.names.partitions.name or ""
         taken = {*self.instance.get_dynamic_partitions(partitions), *self.session.ledger.export_ids()}
         self.take(unscheduled_id(utc_now(), taken))

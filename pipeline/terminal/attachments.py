@@ -11,7 +11,7 @@ from pipeline.exports.attachments.linking import Linked
 from pipeline.exports.attachments.run import link_attachments
 from pipeline.exports.owner import this_process
 from pipeline.exports.session import Session
-from pipeline.terminal.screen import give_json, give_table, number
+from pipeline.terminal.screen import give_json, give_table, number, say
 
 
 def fetch(config: Config, source: Source, export: str | None, say: Callable[[str], None]) -> list[Linked]:
@@ -53,3 +53,5 @@ def show(source: Source, found: Sequence[Linked], *, as_json: bool) -> None:
     ]
     if rows:
         give_table(headers, rows, headers[1:])
+    else:
+        say("nothing is missing: what the configuration wants of published exports is stored and linked")

@@ -72,6 +72,8 @@ def _require_whole_resources(text: str) -> None:
     from pipeline.tables.flat import FLAT_SUFFIX
 
     name = text.rstrip("/").rpartition("/")[2]
+    if name.startswith("_"):
+        raise ConfigError(f"{name} holds no resources", "Name the table of a type, such as hosp_a/patient")
     if name.endswith(FLAT_SUFFIX):
         raise ConfigError(
             f"{name} is a flat table: it has columns for people, not whole resources",
@@ -110,7 +112,8 @@ def _exports_in(table: TableAddress) -> list[str]:
         ) from None
     if any("export_id" not in each for each in partitions):
         raise ConfigError(
-            f"{table.folder} was not made by this pipeline", "It has no partitions by export_id"
+            f"{table.folder} has no partitions by export_id",
+            "Of a current table `fhir-export as-of` gives the rows as Parquet; to-ndjson is for tables/",
         )
     return sorted({each["export_id"] for each in partitions})
 

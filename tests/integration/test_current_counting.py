@@ -12,7 +12,7 @@ import pytest
 from deltalake import DeltaTable
 from published_by_hand import HandMade
 
-from pipeline.errors import LakeError
+from pipeline.errors import ConfigError, LakeError
 from pipeline.exports import current
 from pipeline.exports.current import is_current, update_current, write_as_of
 from pipeline.exports.current_flat import update_current_flat
@@ -23,6 +23,7 @@ from pipeline.exports.session import Session
 from pipeline.tables.current.chunks import NEVER
 from pipeline.tables.delta import commit_export
 from pipeline.tables.schema import floor_schema
+from pipeline.terminal.tables import find_table, resources
 
 N1, N2, N3 = (f"2026010{day}T020000Z" for day in range(1, 4))
 AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -51,14 +52,17 @@ def members(made: HandMade, export_id: str, **states: str) -> None:
     made._small(MEMBERS, export_id, 1, rows, members_schema())
 
 
-def asked(made: HandMade, export_id: str, *types: str, patients: int | None = None, **rows: int) -> None:
+def asked(
+    made: HandMade, export_id: str, *types: str, patients: int | None = None, line: str = "f", **rows: int
+) -> None:
     """Facts of an export of those types, whose receipt has so many rows of each table."""
     owner, ledger = made.session.owner, made.session.ledger
     parameters = {"types": list(types), "since": None}
     intent = {
         "number": 1,
         "parameters": parameters,
-        "fingerprint": "f",
+        "fingerprint": line,
+        "line": line,
         "since_reason": "",
         "patients": patients,
     }
@@ -76,7 +80,7 @@ def asked(made: HandMade, export_id: str, *types: str, patients: int | None = No
         owner=owner,
         transaction_time="2026-01-02T00:00:00Z",
         watermark="2026-01-02T00:00:00Z",
-        fingerprint="f",
+        fingerprint=line,
         tables=tables,
         error_entries={},
         **no,
@@ -94,6 +98,7 @@ def test_what_a_new_member_has_of_a_type_that_was_not_asked_for_stays(
 ) -> None:
     made = HandMade(tmp_path, current=True)
     members(made, N1, p1="member")
+    asked(made, N1, "Patient", "Observation", patient=1, observation=1)
     made.publish(N1, patient("p1"), observation("o1", "p1"))
     update_current(made.session, "Observation")
     members(made, N2, p1="joined")
@@ -103,6 +108,50 @@ def test_what_a_new_member_has_of_a_type_that_was_not_asked_for_stays(
     gone = ["o1"] if "Observation" in types else []
     assert held(made, "observation_deleted") == gone
     assert held(made, "observation_current") == [each for each in ["o1"] if each not in gone]
+
+
+def test_a_current_table_is_not_taken_for_one_of_exports(tmp_path: Path) -> None:
+    made = HandMade(tmp_path, current=True)
+    made.publish(N1, patient("a"))
+    update_current(made.session, "Patient")
+    address = find_table(str(folder(made, "patient_current")), lambda: made.session.config)
+    with pytest.raises(ConfigError, match="no partitions by export_id") as refused:
+        list(resources(address))
+    assert "as-of" in refused.value.advice
+
+
+@pytest.mark.parametrize("night_by_night", [True, False])
+def test_an_export_that_was_asked_for_something_else_infers_no_deletes_of_what_came_before(
+    tmp_path: Path, night_by_night: bool
+) -> None:
+    """A narrower filter, another group: what it does not list lives on at the server."""
+    made = HandMade(tmp_path, current=True, export={"level": "system", "infer_deletes": True})
+
+    def night(export_id: str, line: str, *there: str) -> None:
+        asked(made, export_id, "Patient", line=line, patient=len(there))
+        made.publish(export_id, *(patient(each, int(export_id[7])) for each in there))
+        if night_by_night:
+            update_current(made.session, "Patient")
+
+    night(N1, "everybody", "a", "b", "c", "d")
+    night(N2, "women", "a", "b")
+    night(N3, "women", "a")  # b was listed by the same request, and is gone; of c and d it says nothing
+    update_current(made.session, "Patient")
+    assert held(made, "patient_current") == ["a", "c", "d"]
+    assert held(made, "patient_deleted") == ["b"]
+    assert write_as_of(made.session, N3, ["Patient"], tmp_path / "out") == {"Patient": 3}
+
+
+def test_of_a_new_member_nothing_is_gone_that_the_export_was_not_asked_for(tmp_path: Path) -> None:
+    made = HandMade(tmp_path, current=True)
+    members(made, N1, p1="member")
+    asked(made, N1, "Observation", line="all", observation=2)
+    made.publish(N1, observation("o1", "p1"), observation("o2", "p1"))
+    members(made, N2, p1="joined")
+    asked(made, N2, "Observation", line="vital signs", observation=1)
+    made.publish(N2, observation("o2", "p1"))
+    update_current(made.session, "Observation")
+    assert held(made, "observation_current") == ["o1", "o2"]
 
 
 def test_facts_that_cannot_be_read_are_not_guessed(tmp_path: Path) -> None:
@@ -132,6 +181,7 @@ def changed(made: HandMade, **changes: Any) -> Session:
 def test_a_table_is_made_again_by_other_rules(tmp_path: Path) -> None:
     made = HandMade(tmp_path, current=True)
     members(made, N1, a="member", b="member")
+    asked(made, N1, "Patient", patient=3)
     made.publish(N1, patient("a"), patient("b"), patient("c"))
     members(made, N2, a="member", b="left")
     asked(made, N2, "Patient", patient=2)

@@ -111,6 +111,8 @@ def test_everything_of_who_left_is_hidden_and_nothing_of_others(tmp_path: Path) 
     for each in TYPES:
         update_current(made.session, each)
     assert ids(made, *TYPES) == {each["id"] for each, goes in THINGS if not goes}
+    graves = DeltaTable(f"{made.folder}/lake/hosp/current/patient_deleted").to_pyarrow_table().to_pylist()
+    assert [(each["id"], each["_deleted_how"]) for each in graves] == [("b", "left")]
 
 
 def test_who_left_stays_hidden_when_the_night_that_told_it_is_taken_back(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import signal
 import threading
@@ -282,3 +283,12 @@ def test_an_export_that_fails_verification_three_times_is_held_and_the_next_nigh
             table = table_name(resource_type)
             assert site.ids_in(table, outcome["export_id"]) == ids
             assert site.files_of(table, held) == []
+
+
+def test_a_misspelt_type_is_told_before_there_is_an_export(tmp_path: Path) -> None:
+    with open_site(tmp_path, export={"types": ["Pateint"]}) as site:
+        refused = site.cli("run", "hosp", "--wait", check=False)
+        assert refused.returncode == 2
+        assert "Write Patient in export.types" in refused.stderr
+        assert json.loads(site.cli("exports", "--json").stdout) == []
+        assert site.sandbox.control()["kickoffs"] == 0

@@ -207,6 +207,7 @@ def test_source_and_type_are_looked_up_in_the_configuration(
         ("hosp_a/observation", "has no table observation"),
         ("hosp_a/patients", "not a resource type"),
         ("hosp_b/patient", "no source 'hosp_b'"),
+        ("hosp_a/_members", "_members holds no resources"),
         ("nowhere", "no Delta table"),
         (str(tmp_path), "no Delta table"),
     ):

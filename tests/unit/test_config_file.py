@@ -130,6 +130,9 @@ MISTAKES = [
         "yesterday",
         "sources[hosp_a].export.since: must be auto, never or an instant",
     ),
+    ("sources.0.export.types", ["patient"], "sources[hosp_a].export.types: 'patient' is no resource type"),
+    ("sources.0.export.types", "Patient", "sources[hosp_a].export.types: must be a list"),
+    ("sources.0.export.level", "system", "sources[hosp_a].export: level system exports no group"),
     ("sources.0.auth.kind", "basic", "sources[hosp_a].auth.kind: "),
     (
         "sources.0.auth.algorithm",
@@ -186,6 +189,20 @@ def test_a_mistake_is_named_by_its_key_with_what_is_accepted(
     tmp_path: Path, key: str, value: Any, words: str
 ) -> None:
     assert words in complaint(tmp_path, changed(key, value))
+
+
+def test_what_is_missing_is_named_in_words(tmp_path: Path) -> None:
+    assert "\n  lake: is missing" in complaint(tmp_path, "sources: []\n")
+
+
+@pytest.mark.parametrize(
+    "instant", ["2026-01-31T00:00:00Z", "'2026-01-31T00:00:00Z'", "2026-01-31T00:00:00+01:00"]
+)
+def test_an_instant_need_not_be_in_quotes(tmp_path: Path, instant: str) -> None:
+    """YAML has a type of its own for it, that is no text."""
+    text = yaml.safe_dump(changed("sources.0.export.since", "INSTANT")).replace("INSTANT", instant)
+    (tmp_path / "exports.yaml").write_text(text)
+    assert load_config(tmp_path / "exports.yaml").source(None).export.since == instant.strip("'")
 
 
 def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
@@ -254,7 +271,7 @@ def test_an_instant_that_does_not_exist_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "- 1\n", "just words\n", "42\n"])
 def test_a_file_that_holds_no_keys_is_refused(tmp_path: Path, text: str) -> None:
-    assert "must hold keys" in complaint(tmp_path, text)
+    assert "must hold the keys lake and sources" in complaint(tmp_path, text)
 
 
 def test_a_file_that_is_missing_or_no_text_is_named(tmp_path: Path) -> None:

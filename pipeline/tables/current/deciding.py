@@ -12,7 +12,7 @@ import numpy as np
 from pipeline.lake.lake import Lake
 from pipeline.tables.current.chunks import Chunk, ChunkTable
 from pipeline.tables.current.evidence import read_evidence, read_places
-from pipeline.tables.current.fold import UNKNOWN, State, Versions
+from pipeline.tables.current.fold import LEFT, UNKNOWN, State, Versions
 from pipeline.tables.current.shares import Places, Share
 from pipeline.tables.current.tombstones import read_tombstones, tombstones
 from pipeline.tables.current.vocabulary import UNCODED, Vocabulary, shares_of
@@ -140,7 +140,7 @@ class Deciding:
         for export, (parts, each) in enumerate(self._each()):
             self._fold(state, vocabulary, export, each, [(part, index[id(part)]) for part in parts])
             if each.left:
-                state.gone_without_a_word(self._of(state, each.left), export)
+                state.gone_without_a_word(self._of(state, each.left), export, source=LEFT)
         for number, codes, rows in matched:
             stands = state.alive[codes] & (state.versions.source[codes] == number)
             everything[number].chosen[rows[~stands]] = False
@@ -206,11 +206,32 @@ class Deciding:
             found[mine] = which(self._whose(everything[number]), wanted)[rows[mine]]
         return alive[found]
 
+    def _spoken_of(self, state: State, share: Share, codes: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Those of the ids, all alive, of whose row the share says something."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        if share.speaks_of is None or not len(codes):
+            return codes
+        by, rows, brought = state.versions.source[codes], state.versions.row[codes], state.export[codes]
+        said = np.zeros(len(codes), np.bool_)
+        for export in np.unique(brought[brought >= 0]):
+            said[brought == export] = share.speaks_of(self.shares[export].export_id)
+        for number in np.unique(by[brought < 0]):
+            mine = (brought < 0) & (by == number)
+            came = self._texts(self.chunks[number].path, "_export_id").take(rows[mine])
+            spoken = [each for each in came.unique().to_pylist() if each and share.speaks_of(each)]
+            said[mine] = np.asarray(pc.is_in(came, value_set=pa.array(spoken, pa.string())))
+        return codes[said]
+
     def _ids(self, path: str) -> pa.StringArray:
+        return self._texts(path, "id")
+
+    def _texts(self, path: str, name: str) -> pa.StringArray:
         import pyarrow as pa
 
         with self._opened(path) as part:
-            column = part.read(columns=["id"], use_threads=False).column("id")
+            column = part.read(columns=[name], use_threads=False).column(name)
             return pa.concat_arrays(
                 [pa.array([], pa.string()), *(each.cast(pa.string()) for each in column.chunks)]
             )
@@ -239,13 +260,14 @@ class Deciding:
         until, before = _deletions(vocabulary, share.deletions_until)
         state.fold(until[~there[until]], Versions.gone_at(before[~there[until]]), export)
         if share.replaces_all:
-            lacked = state.lacked(there)
+            lacked = self._spoken_of(state, share, state.lacked(there))
             if share.members:
                 lacked = lacked[~np.isin(lacked, self._of_others(state, share.members))]
             state.gone_without_a_word(lacked, export, UNKNOWN if share.until is None else share.until)
         elif share.renewed:
             theirs = self._of(state, share.renewed)
-            state.gone_without_a_word(theirs[~there[theirs]], export)
+            theirs = self._spoken_of(state, share, theirs[~there[theirs]])
+            state.gone_without_a_word(theirs, export)
         if read:
             together = np.concatenate([here for _, here, _ in read])
             versions = Versions.together([each for *_, each in read])

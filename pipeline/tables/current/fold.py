@@ -25,6 +25,8 @@ NAMED = -1
 """The source of a deletion that the server named: it has no row."""
 ABSENT = -2
 """The source of what a full export lacks."""
+LEFT = -3
+"""The source of what is of patients who have left the group."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Versions:
     gone: NDArray[np.bool_]
     """A deletion."""
     source: NDArray[np.int32]
-    """Which part it is a row of, or `NAMED` or `ABSENT`."""
+    """Which part it is a row of, or `NAMED`, `ABSENT` or `LEFT`."""
     row: NDArray[np.int64]
     """Its row there, from 0."""
 
@@ -127,10 +129,12 @@ class State:
         """What is alive, of which a full export has only the ids that are `there`."""
         return np.flatnonzero(self.alive & ~there).astype(np.int32)
 
-    def gone_without_a_word(self, codes: NDArray[np.int32], export: int, until: int = UNKNOWN) -> None:
+    def gone_without_a_word(
+        self, codes: NDArray[np.int32], export: int, until: int = UNKNOWN, *, source: int = ABSENT
+    ) -> None:
         """What an export shows to be gone, though nobody said when; of one that ends at `until`, what was
         written later is not."""
-        self.fold(codes, Versions.gone_at(np.full(len(codes), until, np.int64), ABSENT), export)
+        self.fold(codes, Versions.gone_at(np.full(len(codes), until, np.int64), source), export)
 
     def _compete(self, codes: NDArray[np.int32], versions: Versions, export: int) -> None:
         """Each id once."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from pipeline.tables.current.chunks import NEVER, ChunkTable
 
@@ -28,6 +28,9 @@ class Share:
     """Ids that the server named as deleted, and when (microseconds), where it said so."""
     deletions_until: tuple[tuple[str, int], ...] = ()
     """Ids that were deleted at that moment or before; what the export also lists is there again."""
+    speaks_of: Callable[[str], bool] | None = field(default=None, compare=False)
+    """Whether what an export brought must be in this one too, unless it is gone: it was asked for the same.
+    None: whatever brought it."""
     replaces_all: bool = False
     """A full export, and what it lacks counts as gone, ..."""
     until: int | None = None

@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.tables.current.fold import ABSENT, NAMED, UNKNOWN, Versions
+from pipeline.tables.current.fold import ABSENT, LEFT, NAMED, UNKNOWN, Versions
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-DELETED, SOFT_DELETED, MISSING = "deleted", "soft-deleted", "absent"
-"""How: a `deleted` Bundle names it; Microsoft's extension marks it; a full export has it no longer."""
+DELETED, SOFT_DELETED, MISSING, GONE_WITH_PATIENT = "deleted", "soft-deleted", "absent", "left"
+"""How: a `deleted` Bundle names it; Microsoft's extension marks it; a full export has it no longer; its
+patient has left the group, and `on_leave` is `hide`."""
 
 
 def tombstone_schema() -> pa.Schema:
@@ -57,7 +58,8 @@ def tombstones(ids: pa.StringArray, gone: Versions, by: NDArray[np.str_]) -> pa.
     """The rows for those ids, which an export (`by`, its id) has brought now."""
     import pyarrow as pa
 
-    how = np.select([gone.source == NAMED, gone.source == ABSENT], [DELETED, MISSING], SOFT_DELETED)
+    ways = {NAMED: DELETED, ABSENT: MISSING, LEFT: GONE_WITH_PATIENT}
+    how = np.select([gone.source == source for source in ways], list(ways.values()), SOFT_DELETED)
     at = pa.array(gone.updated, pa.int64(), mask=gone.updated == UNKNOWN)
     version = pa.array(gone.version, pa.int64(), mask=gone.version < 0)
     columns = [
