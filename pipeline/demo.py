@@ -28,6 +28,7 @@ from pipeline.exports.facts import Receipt
 from pipeline.exports.owner import this_process
 from pipeline.exports.session import Session
 from pipeline.exports.state import Closed, Tidy, describe
+from pipeline.exports.watermark import supplements
 
 if TYPE_CHECKING:
     from pipeline.sandbox.process import SandboxProcess
@@ -63,6 +64,7 @@ def run_demo(say: Say, config_path: Path | None = None) -> None:
             demo.schedule("stop")
         demo.follow(export_id)
         demo.follow_flat_tables(export_id)
+        demo.follow_supplement(export_id)
         demo.follow_current_tables()
         receipt = demo.session.ledger.read(export_id).receipt
         assert receipt is not None  # noqa: S101 - for the type checker: follow() has waited for it
@@ -114,6 +116,8 @@ class _Demo:
         # Not "logs": Dagster's own tools take a folder of that name for their telemetry, and move it.
         self.logs = self.home / "demo-logs"
         self.logs.mkdir(exist_ok=True)
+        if (lake := self.session.lake.folder) is not None:
+            lake.mkdir(mode=0o700, parents=True, exist_ok=True)  # `check` asks no less of patients' data
 
     def dagster(self, tool: str, *arguments: str) -> list[str]:
         """The command line of a Dagster tool of this very installation."""
@@ -239,6 +243,20 @@ class _Demo:
                 return
             time.sleep(1)
         self.say(f"{len(flat)} flat tables are made from them")
+
+    def follow_supplement(self, export_id: str) -> None:
+        """What the export's `_since` leaves out comes in an export run of its own: the sensor opens it."""
+        intent = self.session.ledger.read(export_id).asked
+        if intent is None or not (intent.lacks.patients or intent.lacks.types):
+            return
+        self.say(f"{intent.lacks.patients} patients are new in the group: a supplement brings all they have")
+        deadline = time.monotonic() + _NIGHT_SECONDS
+        while not (found := list(supplements(self.session, self.session.ledger.read(export_id)))):
+            if time.monotonic() > deadline:
+                raise StillRunning("the supplement is not opened", f"See {self.logs / 'daemon.log'}")
+            time.sleep(0.3)
+        self.say(f"the sensor has opened export run {found[-1].export_id}")
+        self.follow(found[-1].export_id)
 
     def follow_current_tables(self) -> None:
         """Waits for the run that automation starts for the current tables, and for its end."""

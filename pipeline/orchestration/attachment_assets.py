@@ -14,6 +14,7 @@ from dagster._core.definitions.unresolved_asset_job_definition import Unresolved
 from pipeline.config import Config, Source
 from pipeline.exports.attachments.blobs import FOLDER
 from pipeline.exports.attachments.links import LINKS
+from pipeline.orchestration.current_assets import published_since
 from pipeline.orchestration.known_types import static_types
 from pipeline.orchestration.names import Names, names_of
 from pipeline.orchestration.runs import session_in_step
@@ -41,7 +42,7 @@ def build_attachment_assets(config: Config, source: Source) -> list[dg.AssetsDef
         group_name=f"{source.name}_attachments",
         kinds={"deltalake"},
         pool=f"{source.name}_attachments",
-        automation_condition=_condition(),
+        automation_condition=published_since(),
         op_tags={"dagster/priority": "-1"},
         description="The documents that resources name, fetched and kept by their sha256, with their links.",
     )
@@ -97,12 +98,6 @@ def build_attachment_automation(
         )
         for step in attachments
     ]
-
-
-def _condition() -> dg.AutomationCondition[Any]:
-    """As that of the current tables: published, or published again."""
-    published = dg.AutomationCondition.any_deps_updated().since_last_handled()
-    return published & ~dg.AutomationCondition.in_progress()
 
 
 def _deps(source: Source, names: Names) -> list[dg.AssetDep]:

@@ -120,11 +120,15 @@ def build_current_automation(
     ]
 
 
-def _condition() -> dg.AutomationCondition[Any]:
-    """A table was published, or published again. Not `eager`: an export that failed leaves a partition
-    missing for good, and `eager` would wait for it."""
-    published = dg.AutomationCondition.any_deps_updated().since_last_handled()
-    return published & ~dg.AutomationCondition.in_progress()
+def published_since() -> dg.AutomationCondition[Any]:
+    """Something that it is made from was published, or published again, since the last look.
+
+    Not `eager`: an export that failed leaves a partition missing for good, and `eager` would wait for it. Not
+    `since_last_handled` either, nor only where no run is on its way: what was published while one ran, or
+    between two looks, counts as handled then, and stays away until the next night (measured). A run too many
+    finds nothing to do.
+    """
+    return dg.AutomationCondition.any_deps_updated()
 
 
 def _name(resource_type: str) -> str:
@@ -143,7 +147,7 @@ def _specs(source: Source, names: Names, tables: dg.AssetsDefinition) -> Iterato
             group_name=f"{source.name}_current",
             kinds={"parquet", "deltalake"},
             description=f"Each {resource_type} as it is now: its newest version, without what was deleted.",
-            automation_condition=_condition(),
+            automation_condition=published_since(),
             freshness_policy=deep[key].freshness_policy,
         )
 

@@ -20,6 +20,7 @@ from pipeline.exports.current_flat import (
     wants_current_flat,
 )
 from pipeline.exports.flattening import NotMade
+from pipeline.orchestration.current_assets import published_since
 from pipeline.orchestration.known_types import static_types
 from pipeline.orchestration.names import Names, names_of
 from pipeline.orchestration.runs import session_in_step
@@ -89,7 +90,6 @@ def current_flat_step(source: Source) -> str:
 def _specs(source: Source, names: Names, current: dg.AssetsDefinition) -> Iterator[dg.AssetSpec]:
     deep = {spec.key: spec for spec in current.specs}
     # In the run that makes the current table, or, after one by hand, in a run of their own.
-    made = dg.AutomationCondition.any_deps_updated().since_last_handled()
     for resource_type in static_types(source):
         key = names.key(f"{table_name(resource_type)}{CURRENT}")
         if key not in deep or not wants_current_flat(source, resource_type):
@@ -101,7 +101,7 @@ def _specs(source: Source, names: Names, current: dg.AssetsDefinition) -> Iterat
                 group_name=f"{source.name}_current",
                 kinds={"parquet", "deltalake"},
                 description=f"{key.path[-1]} with the plain columns of {name.removesuffix(CURRENT)}.",
-                automation_condition=made & ~dg.AutomationCondition.in_progress(),
+                automation_condition=published_since(),
                 freshness_policy=deep[key].freshness_policy,
             )
 
