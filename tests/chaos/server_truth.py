@@ -78,11 +78,10 @@ class ServerTruth:
         self._http.delete(status, headers=bearer)
         return lines
 
-    def _kick_off(self, url: str, parameters: list[list[str]], headers: dict[str, str]) -> httpx.Response:
+    def _kick_off(self, url: str, parameters: Any, headers: dict[str, str]) -> httpx.Response:
         """As a POST where patients are named, which only that can do."""
         if not any(name == "patient" for name, _ in parameters):
-            pairs = [(name, value) for name, value in parameters]
-            return self._http.get(url, params=pairs, headers=headers)
+            return self._http.get(url, params=parameters, headers=headers)
         posted = [
             {"name": "patient", "valueReference": {"reference": value}}
             if name == "patient"
