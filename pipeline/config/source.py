@@ -90,7 +90,7 @@ class Export(Strict):
     def _types(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
         for each in value or ():
             if not re.fullmatch(r"[A-Z][A-Za-z]+", each):
-                raise ValueError(f"{each!r} is no resource type: they are written like Patient, Observation")
+                raise ValueError("must be names of resource types, written like Patient, Observation")
         return value
 
     @field_validator("since")

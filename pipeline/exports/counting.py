@@ -26,9 +26,13 @@ Published = dict[str, tuple[int, tuple["StagedPart", ...]]]
 """Export id -> number of its commit, and its parts."""
 
 
+_RULES = 2
+"""Another one whenever this code makes other current tables of the same exports: they are made again then."""
+
+
 def rules_number(source: Source) -> int:
     """A number for what of the configuration decides what counts, for the tables that are made by it."""
-    rules = {"infer_deletes": source.export.infer_deletes, "on_leave": source.on_leave}
+    rules = {"infer_deletes": source.export.infer_deletes, "on_leave": source.on_leave, "as of": _RULES}
     return int(hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()[:7], 16)
 
 
@@ -74,20 +78,35 @@ class Exports:
 
     def infers(self, export_id: str) -> bool:
         """Whether what the export lacks counts as gone, so that it counts although it has no rows."""
-        if not self.session.source.export.infer_deletes:
-            return False
+        return self.session.source.export.infer_deletes and self._is_all(export_id)
+
+    def _is_all(self, export_id: str) -> bool:
+        """Full, and complete."""
         facts = self.facts(export_id)
         return facts.receipt is not None and not facts.receipt.incomplete and is_full(facts)
 
     def asked_alike(self, one: str, other: str) -> bool:
         """Whether two exports were asked for the same but for the types: what one of them lacks says
         something of what the other brought. Not known of one whose facts are gone."""
-        lines = [self._line(each) for each in (one, other)]
-        return one == other or (lines[0] == lines[1] and lines[0] is not None)
+        intents = [self.facts(each).asked for each in (one, other)]
+        here, there = intents
+        if here is None or there is None:
+            return one == other
+        if here.line and there.line:
+            return here.line == there.line
+        return here.fingerprint == there.fingerprint
 
-    def _line(self, export_id: str) -> str | None:
-        intent = self.facts(export_id).asked
-        return (intent.line or intent.fingerprint) if intent else None
+    def alike_before(self, export_id: str, resource_type: str) -> list[str]:
+        """The exports before this one that were asked for the same, newest first, as far as the last full one
+        with that type: what that one lacked was judged then."""
+        found = []
+        for each in sorted(self.whole, reverse=True):
+            earlier = (self.moment(each), each) < (self.moment(export_id), export_id)
+            if earlier and self.asked_alike(export_id, each):
+                found.append(each)
+                if self._is_all(each) and self.asked_for(each, resource_type):
+                    break
+        return found
 
     def asked_for(self, export_id: str, resource_type: str) -> bool:
         """Whether an export without any resource of the type says that there is none."""

@@ -174,7 +174,7 @@ def _due(
     from pipeline.tables.current.shares import number_of, rules_of, torn
 
     if rules_of(current) not in (NEVER, rules_number(exports.session.source)):
-        anew = anew or "on_leave or export.infer_deletes is another one now"
+        anew = anew or "on_leave, export.infer_deletes or our rules are others now"
     numbers = {
         export_id: attempt
         for export_id, (attempt, _) in exports.whole.items()
@@ -236,6 +236,11 @@ def _share(
         deletions=tuple((each, at) for each, at, exact in named if exact or at is None),
         deletions_until=tuple((each, at) for each, at, exact in named if at is not None and not exact),
         speaks_of=partial(exports.asked_alike, export_id),
+        listed=lambda: [
+            f"{folder}/{part.path}"
+            for each in exports.alike_before(export_id, resource_type)
+            for part in parts.get(each, (0, ()))[1]
+        ],
         replaces_all=replaces_all,
         until=_micros(until) if replaces_all and (until := exports.until(export_id)) else None,
         members=exports.members_only(export_id) if replaces_all else frozenset(),

@@ -56,7 +56,8 @@ def _write_retry(session: Session, facts: Facts, *, accept_partial: bool) -> Non
 
 
 def _instead(facts: Facts, state: str, accept_partial: bool) -> str:
-    if facts.receipt:
+    over = state in ("gone", "rejected", "cancelled", "withdrawing", "withdrawn")
+    if facts.receipt and not over:
         if accept_partial:
             return "No part of its data is known to be missing: there is nothing to accept"
         tags = json.dumps({"dagster/partition": facts.export_id})
@@ -64,7 +65,7 @@ def _instead(facts: Facts, state: str, accept_partial: bool) -> str:
             f"To ingest it again from its raw bytes: `dagster job execute -m pipeline.definitions "
             f"-j {facts.source}_ingest --tags '{tags}'`"
         )
-    if state in ("gone", "rejected", "cancelled", "withdrawing", "withdrawn"):
+    if over:
         return f"Start a new export run: `fhir-export run {facts.source} --wait`"
     return f"It goes on by itself; `fhir-export show {facts.label}` tells what is next"
 

@@ -40,7 +40,8 @@ def cancel(session: Session, export_id: str) -> str:
         close(session, export_id, "cancelled", REASON, advice)
         return f"{facts.label} is cancelled; the server had accepted no request. {advice}".rstrip(" .")
     problem = cancel_export(session, export_id, REASON)
-    take_back(session, facts)  # of a publish that was killed half-way
+    for table in take_back(session, facts):  # of a publish that was killed half-way
+        session.log(f"{table}: the rows of this export are taken back")
     if problem is None:
         return f"{facts.label} is cancelled, and the job on the server is deleted"
     return f"{facts.label} is cancelled here. The job may still run on the server: {problem.cause}"

@@ -50,6 +50,17 @@ def drive(site: Site, course: Course) -> None:
     for number, night in enumerate(site.plan.nights, 1):
         site.sandbox.control(night=number)
         _night(site, course, night, number)
+    for _ in range(CLEAN_LIVES):
+        if all(_is_at_rest(each) for each in listed(site)):
+            return
+        _live(site, course, Life())
+
+
+def _is_at_rest(export: dict[str, Any]) -> bool:
+    """Whether the next command has nothing to do for it: each goes on with one export that is open, and gives
+    the jobs of earlier ones back."""
+    over = {"published", "held", "gone", "rejected", "cancelled", "withdrawn"}
+    return export["state"] in over and not export["next_step"].startswith("release")
 
 
 def _night(site: Site, course: Course, night: Night, number: int) -> None:

@@ -29,8 +29,9 @@ N1, N2, N3 = (f"2026010{day}T020000Z" for day in range(1, 4))
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def patient(identifier: str, version: int = 1) -> dict[str, Any]:
-    return {"resourceType": "Patient", "id": identifier, "meta": {"versionId": str(version)}}
+def patient(identifier: str, version: int = 1, *, whole: bool = True) -> dict[str, Any]:
+    tags = {} if whole else {"tag": [{"code": "SUBSETTED"}]}
+    return {"resourceType": "Patient", "id": identifier, "meta": {"versionId": str(version), **tags}}
 
 
 def observation(identifier: str, patient: str) -> dict[str, Any]:
@@ -140,6 +141,43 @@ def test_an_export_that_was_asked_for_something_else_infers_no_deletes_of_what_c
     assert held(made, "patient_current") == ["a", "c", "d"]
     assert held(made, "patient_deleted") == ["b"]
     assert write_as_of(made.session, N3, ["Patient"], tmp_path / "out") == {"Patient": 3}
+
+
+@pytest.mark.parametrize("night_by_night", [True, False])
+@pytest.mark.parametrize(
+    ("nights", "there"),
+    [
+        ([("all", 1, "abcd"), ("women", 2, "ab"), ("all", 3, "ac")], "ac"),
+        ([("all", 1, "abcd"), ("elements", 0, "abc"), ("elements", 0, "a")], "ad"),
+        ([("old server", 5, "abcd"), ("new server", 1, "abc"), ("new server", 1, "a")], "ad"),
+        ([("all", 1, "abc"), ("all", 2, "a"), ("women", 3, "b"), ("all", 4, "a")], "ab"),
+    ],
+    ids=["and back", "shortened", "moved", "judged before"],
+)
+def test_what_an_export_of_the_same_request_has_listed_is_gone_whatever_version_stands(
+    tmp_path: Path, nights: list[tuple[str, int, str]], there: str, night_by_night: bool
+) -> None:
+    made = HandMade(tmp_path, current=True, export={"level": "system", "infer_deletes": True})
+    for number, (line, version, listed) in enumerate(nights, 1):
+        export_id = f"2026010{number}T020000Z"
+        asked(made, export_id, "Patient", line=line, patient=len(listed))
+        made.publish(export_id, *(patient(each, version, whole=version > 0) for each in listed))
+        if night_by_night:
+            update_current(made.session, "Patient")
+    update_current(made.session, "Patient")
+    assert held(made, "patient_current") == list(there)
+
+
+def test_who_left_is_told_as_such_also_where_deletes_are_inferred(tmp_path: Path) -> None:
+    export = {"level": "group", "group": "g", "infer_deletes": True}
+    made = HandMade(tmp_path, current=True, on_leave="hide", export=export)
+    for export_id, there, states in ((N1, "abc", {}), (N2, "a", {"b": "left"})):
+        members(made, export_id, **dict.fromkeys("abc" if not states else "ac", "member"), **states)
+        asked(made, export_id, "Patient", patient=len(there))
+        made.publish(export_id, *(patient(each) for each in there))
+        update_current(made.session, "Patient")
+    rows = DeltaTable(str(folder(made, "patient_deleted"))).to_pyarrow_table().to_pylist()
+    assert {each["id"]: each["_deleted_how"] for each in rows} == {"b": "left", "c": "absent"}
 
 
 def test_of_a_new_member_nothing_is_gone_that_the_export_was_not_asked_for(tmp_path: Path) -> None:

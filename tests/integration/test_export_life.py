@@ -415,6 +415,9 @@ def test_a_withdrawn_export_moves_no_watermark_and_one_that_others_began_at_stay
         withdraw(first, EXPORT)
     withdraw(second, LATER)
     withdraw(first, EXPORT)
+    with pytest.raises(ConfigError, match="withdrawn, not held") as refused:
+        retry(first, EXPORT)
+    assert "Start a new export run" in refused.value.advice
     third = replace(session_of(site, "third"), source=system)
     facts = request_export(third, "20260103T020000Z")
     assert facts.intents[0].parameters["since"] is None, "a full one again"

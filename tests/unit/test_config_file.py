@@ -130,7 +130,7 @@ MISTAKES = [
         "yesterday",
         "sources[hosp_a].export.since: must be auto, never or an instant",
     ),
-    ("sources.0.export.types", ["patient"], "sources[hosp_a].export.types: 'patient' is no resource type"),
+    ("sources.0.export.types", ["patient"], "sources[hosp_a].export.types: must be names of resource types"),
     ("sources.0.export.types", "Patient", "sources[hosp_a].export.types: must be a list"),
     ("sources.0.export.level", "system", "sources[hosp_a].export: level system exports no group"),
     ("sources.0.auth.kind", "basic", "sources[hosp_a].auth.kind: "),

@@ -206,8 +206,10 @@ class Deciding:
             found[mine] = which(self._whose(everything[number]), wanted)[rows[mine]]
         return alive[found]
 
-    def _spoken_of(self, state: State, share: Share, codes: NDArray[np.int32]) -> NDArray[np.int32]:
-        """Those of the ids, all alive, of whose row the share says something."""
+    def _spoken_of(
+        self, state: State, vocabulary: Vocabulary, share: Share, codes: NDArray[np.int32]
+    ) -> NDArray[np.int32]:
+        """Those of the ids, all alive, of which the share says something."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
@@ -222,6 +224,12 @@ class Deciding:
             came = self._texts(self.chunks[number].path, "_export_id").take(rows[mine])
             spoken = [each for each in came.unique().to_pylist() if each and share.speaks_of(each)]
             said[mine] = np.asarray(pc.is_in(came, value_set=pa.array(spoken, pa.string())))
+        if not said.all():
+            listed = np.zeros(len(vocabulary), np.bool_)
+            for path in share.listed():
+                found = vocabulary.codes(self._ids(path))
+                listed[found[found != UNCODED]] = True
+            said |= listed[codes]
         return codes[said]
 
     def _ids(self, path: str) -> pa.StringArray:
@@ -260,13 +268,15 @@ class Deciding:
         until, before = _deletions(vocabulary, share.deletions_until)
         state.fold(until[~there[until]], Versions.gone_at(before[~there[until]]), export)
         if share.replaces_all:
-            lacked = self._spoken_of(state, share, state.lacked(there))
+            lacked = self._spoken_of(state, vocabulary, share, state.lacked(there))
             if share.members:
                 lacked = lacked[~np.isin(lacked, self._of_others(state, share.members))]
+            if share.left:  # of these it is said why
+                lacked = lacked[~np.isin(lacked, self._of(state, share.left))]
             state.gone_without_a_word(lacked, export, UNKNOWN if share.until is None else share.until)
         elif share.renewed:
             theirs = self._of(state, share.renewed)
-            theirs = self._spoken_of(state, share, theirs[~there[theirs]])
+            theirs = self._spoken_of(state, vocabulary, share, theirs[~there[theirs]])
             state.gone_without_a_word(theirs, export)
         if read:
             together = np.concatenate([here for _, here, _ in read])

@@ -31,6 +31,9 @@ class Share:
     speaks_of: Callable[[str], bool] | None = field(default=None, compare=False)
     """Whether what an export brought must be in this one too, unless it is gone: it was asked for the same.
     None: whatever brought it."""
+    listed: Callable[[], Sequence[str]] = field(default=tuple, compare=False)
+    """Parts, from the lake's root, of earlier exports that were asked for the same: it speaks of what is in
+    them too, whatever brought the version that stands."""
     replaces_all: bool = False
     """A full export, and what it lacks counts as gone, ..."""
     until: int | None = None
