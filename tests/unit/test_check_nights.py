@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline.bulkdata.profiles import profile_of
 from pipeline.config import Source
+from pipeline.config.source import PROFILE_NAMES
 from pipeline.exports.check_nights import from_night_to_night
 from pipeline.exports.verdict import Doubtful
 
@@ -79,3 +81,29 @@ def test_that_a_deleted_patient_looks_like_one_who_left_is_said_beforehand(
     export: dict[str, Any], on_leave: str, warned: bool
 ) -> None:
     assert ("who is deleted and listed in the Group no more" in said(export, on_leave=on_leave)) == warned
+
+
+def test_the_table_of_profiles_in_the_documentation_says_what_they_do() -> None:
+    """docs/incremental.md, `What since: auto does`."""
+    text = (Path(__file__).parents[2] / "docs" / "incremental.md").read_text(encoding="utf-8")
+    rows = [
+        [cell.strip() for cell in line.strip("|\n").split("|")] for line in text.splitlines() if "|" in line
+    ]
+    header, _, *rows = rows[next(n for n, row in enumerate(rows) if row[0] == "profile") :]
+    table = {
+        row[0].strip("`"): dict(zip(header, row, strict=True)) for row in rows if len(row) == len(header)
+    }
+    assert table.keys() == set(PROFILE_NAMES)
+    for name, told in table.items():
+        profile = profile_of(name, {})
+        for level in ("group", "patient", "system"):
+            cell = told[f"level `{level}`"]
+            if level not in profile.levels:
+                assert cell == "not offered", (name, level)
+            else:
+                assert cell.startswith("changes" if level in profile.since_levels else "**full**"), (
+                    name,
+                    level,
+                )
+        by_name = "`patient`" in told["new members of the group"]
+        assert by_name == profile.patient_list, name
