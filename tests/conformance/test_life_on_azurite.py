@@ -138,7 +138,7 @@ def test_a_held_export_is_retried_on_azure_as_on_a_disk(tmp_path: Path, azurite:
         assert shown(config) == shown(local.config)
         refused = site.cli("retry", f"hosp/{EXPORT}", check=False)
         assert refused.returncode == 2
-        assert "materialize export_manifest" in refused.stderr
+        assert "`dagster job execute -m pipeline.definitions -j hosp_ingest --tags " in refused.stderr
 
 
 def test_a_held_export_is_withdrawn_on_azure(tmp_path: Path, azurite: Azurite) -> None:

@@ -101,7 +101,7 @@ def test_an_answer_200_that_is_no_bundle_is_no_read(fhir: Any, tmp_path: Path, b
         ("apim-smart", {"level": "system"}, "does not export at level system"),
         ("apim-smart", {"group": "a.b"}, "group ids of the form"),
         ("aidbox", {"group": "g", "type_filters": ["Patient?active=true"]}, "does not take _typeFilter"),
-        ("smart", {"group": "g", "types": ["patient"]}, "not a resource type"),
+        ("smart", {"group": "g", "types": ["Patients"]}, "not a resource type"),
         ("smart", {"group": "g", "types": ["Observatoin"]}, "not a resource type"),
         ("smart", {"group": "g", "type_filters": ["Patient?_sort=x"]}, "result parameter _sort"),
     ],
