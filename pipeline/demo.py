@@ -249,7 +249,10 @@ class _Demo:
         intent = self.session.ledger.read(export_id).asked
         if intent is None or not (intent.lacks.patients or intent.lacks.types):
             return
-        self.say(f"{intent.lacks.patients} patients are new in the group: a supplement brings all they have")
+        if new := intent.lacks.patients:
+            self.say(f"{new} patients are new in the group: a supplement brings all they have")
+        if intent.lacks.types:
+            self.say(f"{', '.join(intent.lacks.types)} is new: a supplement brings all there is of it")
         deadline = time.monotonic() + _NIGHT_SECONDS
         while not (found := list(supplements(self.session, self.session.ledger.read(export_id)))):
             if time.monotonic() > deadline:

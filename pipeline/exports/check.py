@@ -282,12 +282,13 @@ class _Looks:
 
     def incremental(self) -> str:
         from pipeline.bulkdata.profiles import profile_of
-        from pipeline.exports.check_nights import from_night_to_night
+        from pipeline.exports.check_nights import about_the_deleted, from_night_to_night
         from pipeline.exports.session import utc_now
 
         profile = profile_of(self.source.profile, self.source.knobs)
         url = self._client().fhir_url
-        return from_night_to_night(self.source, profile, self.software, self.listed, url, utc_now())
+        said = from_night_to_night(self.source, profile, self.software, self.listed, url, utc_now())
+        return said + about_the_deleted(self.source)
 
     def _not_accepted(self, where: str, answer: ReadAnswer) -> AuthError:
         held = claims_of(self.bearer.token().value) if self.bearer is not None else None

@@ -31,20 +31,6 @@ def from_night_to_night(
 
     `software`: what the CapabilityStatement calls itself; `group`: the Group, where it could be read.
     """
-    said = _asks_for(source, profile, software, group, fhir_url, now)
-    if source.export.infer_deletes and source.export.level == "group" and source.on_leave == "keep":
-        return f"{said}; who is deleted and listed in the Group no more counts as one who left, and is kept"
-    return said
-
-
-def _asks_for(
-    source: Source,
-    profile: Profile,
-    software: str,
-    group: Mapping[str, Any] | None,
-    fhir_url: str,
-    now: datetime,
-) -> str:
     since, level = source.export.since, source.export.level
     if since == "never":
         return "every export is a full one: since is never"
@@ -74,3 +60,10 @@ def _asks_for(
     return (
         f"later exports ask for changes only; the Group lists {len(members)} patients, new ones come {joins}"
     )
+
+
+def about_the_deleted(source: Source) -> str:
+    """What `infer_deletes` cannot tell of this source: words to add, or none."""
+    if source.export.infer_deletes and source.export.level == "group" and source.on_leave == "keep":
+        return "; who is deleted and listed in the Group no more counts as one who left, and is kept"
+    return ""

@@ -11,7 +11,7 @@ import pytest
 from pipeline.bulkdata.profiles import profile_of
 from pipeline.config import Source
 from pipeline.config.source import PROFILE_NAMES
-from pipeline.exports.check_nights import from_night_to_night
+from pipeline.exports.check_nights import about_the_deleted, from_night_to_night
 from pipeline.exports.verdict import Doubtful
 
 BASE = "https://fhir.example.org/r4"
@@ -32,7 +32,8 @@ def said(
     }
     made = Source.model_validate(entry)
     profile = profile_of(made.profile, made.knobs)
-    return from_night_to_night(made, profile, software, group, BASE, datetime(2026, 1, 1, tzinfo=UTC))
+    nights = from_night_to_night(made, profile, software, group, BASE, datetime(2026, 1, 1, tzinfo=UTC))
+    return nights + about_the_deleted(made)
 
 
 @pytest.mark.parametrize(
