@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from pipeline.sandbox.process import SandboxProcess
 
 PATIENTS = 100
-_NIGHT_SECONDS = 170.0
-_FLAT_SECONDS = 120.0
-_CURRENT_SECONDS = 240
+_NIGHT_SECONDS = 600.0
+_FLAT_SECONDS = 600.0
+_CURRENT_SECONDS = 900
 _CODE = ("-m", "pipeline.definitions")
 
 Say = Callable[[str], None]
@@ -190,7 +190,7 @@ class _Demo:
 
     def scheduled_export(self, before: set[str]) -> str:
         """Waits for the export run that the schedule opens."""
-        deadline = time.monotonic() + 100
+        deadline = time.monotonic() + 300
         while time.monotonic() < deadline:
             new = sorted(set(self.session.ledger.export_ids()) - before)
             if new:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dagster as dg
+from dagster._core.storage.tags import RUN_KEY_TAG, SCHEDULE_NAME_TAG
 
 from pipeline.config import Config, Source
 from pipeline.exports.identity import export_id_at
 from pipeline.exports.standing import open_exports
-from pipeline.orchestration.names import names_of
+from pipeline.orchestration.names import Names, names_of
 from pipeline.orchestration.runs import reap_dead_runs, session_in_daemon
 from pipeline.unexpected import contained
 
@@ -41,7 +42,7 @@ def _schedule(config: Config, source: Source, name: str, cron: str, does: str) -
     def export_schedule(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
         reap_dead_runs(context.instance, source)
         export_id = export_id_at(context.scheduled_execution_time)
-        if _is_taken(context.instance, export_id, name):
+        if _is_taken(context.instance, names, export_id, name):
             return dg.SkipReason(f"another schedule has begun {export_id} at this moment")
         still_open = [
             each
@@ -57,7 +58,10 @@ def _schedule(config: Config, source: Source, name: str, cron: str, does: str) -
     return export_schedule
 
 
-def _is_taken(instance: dg.DagsterInstance, export_id: str, schedule: str) -> bool:
-    """Whether the source's other schedule has the same moment, and was quicker."""
-    runs = instance.get_runs(dg.RunsFilter(tags={"dagster/run_key": export_id}))
-    return any(run.tags.get("dagster/schedule_name", schedule) != schedule for run in runs)
+def _is_taken(instance: dg.DagsterInstance, names: Names, export_id: str, schedule: str) -> bool:
+    """Whether the source's other schedule has the same moment, and was quicker.
+
+    The key alone says nothing: exports of all sources that begin at this moment have the same.
+    """
+    begun = dg.RunsFilter(job_name=names.kickoff_job, tags={RUN_KEY_TAG: export_id})
+    return any(run.tags.get(SCHEDULE_NAME_TAG, schedule) != schedule for run in instance.get_runs(begun))

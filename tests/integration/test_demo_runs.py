@@ -38,7 +38,7 @@ def test_the_demo_runs_a_night_and_shows_tables_and_the_lineage_of_one_row(tmp_p
             env={**environment, "COLUMNS": "140"},
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=1500,
             check=False,
         )
         assert done.returncode == 0, done.stderr + done.stdout
