@@ -9,9 +9,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 from pipeline.config import Config, Source
+from pipeline.exports.facts import SUPPLEMENT
 from pipeline.exports.ledger import Facts, Ledger
 from pipeline.exports.owner import Owner
-from pipeline.exports.state import Policy, Step, next_step
+from pipeline.exports.state import AskAgain, Policy, Step, goes_on_from, next_step
 from pipeline.lake.lake import Lake, open_lake
 
 if TYPE_CHECKING:
@@ -99,7 +100,17 @@ class Session:
 
     def next_step(self, facts: Facts) -> Step:
         """What the rules say is next for an export, as seen by this run."""
-        return next_step(facts, self.now(), self.policy, self.is_dead)
+        step = next_step(facts, self.now(), self.policy, self.is_dead)
+        if isinstance(step, AskAgain) and step.cause == SUPPLEMENT and self._is_overtaken(facts):
+            return next_step(facts, self.now(), self.policy, self.is_dead, overtaken=True)
+        return step
+
+    def _is_overtaken(self, facts: Facts) -> bool:
+        """Whether a later export has found out itself what this one lacks, before anybody asked for it."""
+        if facts.successor is not None or facts.supplement_of:
+            return False
+        later = (each for each in self.ledger.export_ids() if each > facts.export_id)
+        return any(goes_on_from(facts, self.ledger.read(each)) for each in later)
 
     def table(self, table: str) -> str:
         """A table's folder, from the lake's root."""

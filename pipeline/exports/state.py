@@ -56,12 +56,21 @@ ASKED_AGAIN_WITHIN = timedelta(days=1)
 """After its end; later the schedule has long gone on without it."""
 
 
-def next_step(facts: Facts, now: datetime, policy: Policy, is_dead: Callable[[Owner], bool]) -> Step:
-    """What is to be done for this export. `is_dead` tells that the run of an owner is certainly over."""
+def next_step(
+    facts: Facts,
+    now: datetime,
+    policy: Policy,
+    is_dead: Callable[[Owner], bool],
+    *,
+    overtaken: bool = False,
+) -> Step:
+    """What is to be done for this export. `is_dead` tells that the run of an owner is certainly over;
+    `overtaken`: a later export goes on from this one, and asks for what it has left out.
+    """
     if facts.damaged:
         return Damaged(facts.damaged)
     if facts.receipt:
-        return _after_receipt(facts, now, policy, is_dead)
+        return _after_receipt(facts, now, policy, is_dead, overtaken)
     for state in CLOSINGS:
         if state in facts.closings:
             return _after_end(facts, facts.closings[state], now, policy) or Closed(state)
@@ -87,7 +96,22 @@ def deadline_of(facts: Facts, request: Request, policy: Policy) -> datetime:
     return max(request.at, retry.at if retry else request.at) + policy.deadline
 
 
-def _after_receipt(facts: Facts, now: datetime, policy: Policy, is_dead: Callable[[Owner], bool]) -> Step:
+def goes_on_from(earlier: Facts, later: Facts) -> bool:
+    """Whether a published export of the same request has begun where this one ended, or with everything."""
+    return (
+        later.receipt is not None
+        and later.receipt.watermark is not None
+        and not later.supplement_of
+        and not later.closings.keys() & {"withdrawing", "withdrawn"}
+        and earlier.asked is not None
+        and later.asked is not None
+        and later.asked.line == earlier.asked.line
+    )
+
+
+def _after_receipt(
+    facts: Facts, now: datetime, policy: Policy, is_dead: Callable[[Owner], bool], overtaken: bool
+) -> Step:
     receipt, claim = facts.receipt, facts.last_claim
     assert receipt is not None  # noqa: S101 - for the type checker: the caller looked
     for state in ("withdrawn", "withdrawing"):
@@ -97,7 +121,7 @@ def _after_receipt(facts: Facts, now: datetime, policy: Policy, is_dead: Callabl
         return Busy(claim.owner, "ingest")  # it is being ingested again
     open_job = facts.released is None and "gone" not in facts.closings and "cancelled" not in facts.closings
     supplement = _supplement(facts, receipt.at, now)
-    if supplement is not None:
+    if supplement is not None and not overtaken:
         return supplement
     release = policy.release and open_job and now < receipt.at + RELEASE_FOR
     # Raw bytes are the last copy until the server's is given back on purpose (design, Facts).

@@ -30,6 +30,9 @@ from pipeline.sandbox.process import SandboxProcess, start_sandbox
 
 BIN = Path(sys.executable).parent
 
+PATIENCE = 4
+"""Times what a thing may take here: for slower machines. It costs nothing where all goes well."""
+
 DAGSTER_YAML = Path(__file__).parents[2] / "dagster_home" / "dagster.yaml"
 
 
@@ -86,7 +89,7 @@ class Site:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=PATIENCE * 240,
             check=False,
             cwd=self.folder,
         )
@@ -137,7 +140,7 @@ class Site:
             check=True,
             capture_output=True,
             cwd=self.folder,
-            timeout=120,
+            timeout=PATIENCE * 120,
         )
 
     def facts(self, export_id: str) -> Facts:
@@ -223,10 +226,10 @@ def open_site(
 
 def eventually(what: Callable[[], Any], seconds: float = 60, every: float = 0.2) -> Any:
     """The first true value of `what`; fails loudly when there is none in time."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + PATIENCE * seconds
     while time.monotonic() < deadline:
         value = what()
         if value:
             return value
         time.sleep(every)
-    raise AssertionError(f"nothing in {seconds} s: {what}")
+    raise AssertionError(f"nothing in {PATIENCE * seconds} s: {what}")

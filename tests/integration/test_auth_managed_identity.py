@@ -351,7 +351,7 @@ def test_tokens_that_azure_identity_caches_to_their_end_never_fail_a_request(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Two-second tokens, four threads, five seconds: azure-identity renews none before its end by itself."""
+    """Two-second tokens, four threads, eight seconds: azure-identity renews none before its end by itself."""
     url, judge = resource
     if kind == "workload":
         mine = hasty_cloud.register_application(federated=True, roles={AUDIENCE: [ROLE]})["client_id"]
@@ -362,7 +362,7 @@ def test_tokens_that_azure_identity_caches_to_their_end_never_fail_a_request(
         credential = ManagedIdentityCredential()
     with httpx.Client(timeout=10, trust_env=False) as client:
         client.auth = BearerAuth(AzureIdentityTokenSource(credential, AUDIENCE), client, [url])
-        end = time.monotonic() + 5
+        end = time.monotonic() + 8
 
         def read(number: int) -> set[int]:
             seen = set()

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
+from own_ports import own_port
+
 from pipeline.sandbox import truth
 
 PROJECT = Path(__file__).parents[2]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_the_demo_runs_a_night_and_shows_tables_and_the_lineage_of_one_row(tmp_path: Path) -> None:
@@ -26,7 +21,7 @@ def test_the_demo_runs_a_night_and_shows_tables_and_the_lineage_of_one_row(tmp_p
     (home / "dagster.yaml").write_text((PROJECT / "dagster_home" / "dagster.yaml").read_text())
     configuration = (PROJECT / "dagster_home" / "exports.yaml").read_text()
     assert "127.0.0.1:8765" in configuration
-    (home / "exports.yaml").write_text(configuration.replace(":8765", f":{free_port()}"))
+    (home / "exports.yaml").write_text(configuration.replace(":8765", f":{own_port()}"))
     environment = {
         name: value for name, value in os.environ.items() if name not in ("DAGSTER_HOME", "EXPORTS_CONFIG")
     }

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ import pytest
 import yaml
 from echoing_proxy import Answer, Asked, EchoingProxy, Misdeed, outcome
 from nightly_site import BIN, DAGSTER_YAML, Site, eventually, open_site
+from own_ports import own_port
 from test_night_keeps_secrets import content, everything
 
 TYPES = ["Patient", "Observation", "Encounter", "Condition"]
@@ -208,9 +208,7 @@ class Nights:
     def by_daemon(self) -> None:
         """The same with daemon, webserver and code server, and what a browser is given."""
         site = self.site
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = own_port()
         done = len([each for each in site.export_ids() if site.facts(each).receipt])
         self.proxy.misdeeds = [
             Misdeed("GET", "/bulk/status/", about_a_patient(500)),

@@ -8,9 +8,12 @@ from typing import Any
 import dagster as dg
 import pytest
 import yaml
+from driven_by_hand import Drive
 from nightly_site import BIN, Site, eventually, open_site
 from nights_by_hand import drive, night_id, run_night, run_supplement, true_state
 
+from pipeline.exports.identity import unscheduled_id
+from pipeline.exports.session import utc_now
 from pipeline.exports.successor import open_successor
 from pipeline.orchestration.factory import build_source
 
@@ -87,6 +90,31 @@ def test_the_daemon_brings_it_too(tmp_path: Path, killed: bool) -> None:
         assert len(ids) == 3, "one supplement, opened once"
         assert site.facts(ids[2]).supplement_of == ids[1]
         assert true_state(site, second, TYPES, GROUP)["Patient"].keys() <= published_patients(site)
+
+
+def test_what_a_killed_command_left_out_comes_with_the_next_night_and_its_job_is_given_back(
+    tmp_path: Path,
+) -> None:
+    """Chaos seed 8104: nobody would have opened the supplement, and the job waited for it on the server."""
+    with open_site(tmp_path, patients=14, export=WANTED, export_seconds=0.01, poll_seconds=0.1) as site:
+        first, second = joining_nights(site)
+        site.sandbox.control(night=first)
+        site.run_night()
+        site.sandbox.control(night=second)
+        killed = Drive(site, unscheduled_id(utc_now(), set(site.export_ids())))
+        assert killed.to_the_end().receipt is not None
+        assert "because of: supplement" in site.cli("show", killed.export_id).stdout
+        site.sandbox.control(night=second + 1)
+        night = site.run_night()
+        supplement = site.facts(site.export_ids()[-1])
+        assert supplement.supplement_of == night["export_id"] != killed.export_id
+        assert supplement.receipt is not None
+        assert true_state(site, second, TYPES, GROUP)["Patient"].keys() <= published_patients(site)
+        assert "release the job" in site.cli("show", killed.export_id).stdout
+        site.run_night()
+        facts = site.facts(killed.export_id)
+        assert facts.released is not None
+        assert facts.successor is None, "asked for once"
 
 
 def test_a_type_that_is_refused_alone_comes_in_the_next_full_export_and_who_joined_at_once(

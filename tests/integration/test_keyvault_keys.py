@@ -479,7 +479,7 @@ def test_a_throttled_vault_is_tried_again_and_then_left_for_later(
     cloud.fail(1, status=429, retry_after=600, path=f"/secrets/{other}")
     begun = time.monotonic()
     error = refusal(f"{cloud.vault_url}/secrets/{other}", vault)
-    assert time.monotonic() - begun < 5, "a sensor's tick does not sleep for ten minutes"
+    assert time.monotonic() - begun < 60, "a sensor's tick does not sleep for ten minutes"
     assert isinstance(error, Unreachable)
     assert error.retry_after == 600
     assert "slow down" in error.cause

@@ -11,11 +11,14 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from azure_storage import Azurite
 from lake_on_azurite import lake_by_key, lake_by_sas, lake_by_token, lake_url, logged
+from stalling_proxy import stalling_proxy
 
 from pipeline.config import LakeAuth
 from pipeline.errors import LakeError
@@ -234,15 +237,23 @@ def test_a_writer_killed_in_the_middle_of_an_upload_leaves_nothing_visible(
     local = tmp_path / "big"
     local.write_bytes(os.urandom(1 << 20) * 96)
     before = len(azurite.requests())
-    writer = child(PUTTER, azurite, lake_url(container), str(local))
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        staged = [line for line in azurite.requests()[before:] if "comp=block&" in line]
-        if len(staged) >= 3:
-            break
-        time.sleep(0.01)
-    os.kill(writer.pid, signal.SIGKILL)
-    said = writer.communicate()[0]
+    parts = urlsplit(azurite.endpoint)
+    with stalling_proxy(parts.hostname or "", parts.port or 0) as proxy:
+        proxy.stall("comp=block&", number=3, after=1_000_000)
+        through = replace(azurite, endpoint=azurite.endpoint.replace(f":{parts.port}/", f":{proxy.port}/"))
+        writer = child(PUTTER, through, lake_url(container), str(local))
+        try:
+            assert proxy.stalled.wait(60), "no third block came"
+            deadline = time.monotonic() + 60
+            while time.monotonic() < deadline:
+                staged = [line for line in azurite.requests()[before:] if "comp=block&" in line]
+                if len(staged) >= 2:
+                    break
+                time.sleep(0.01)
+        finally:
+            os.kill(writer.pid, signal.SIGKILL)
+            said = writer.communicate()[0]
+    assert len(staged) >= 2, "whole blocks lie there"
     assert "done" not in said, "killed too late"
     assert not any("comp=blocklist" in line for line in azurite.requests()[before:])
     lake = lake_by_key(azurite, container)
@@ -266,7 +277,7 @@ def test_a_lake_survives_a_fork_and_its_child_ends(azurite: Azurite) -> None:
     )
     running = child(program, azurite, lake_url(azurite.new_container()))
     try:
-        assert json.loads(running.communicate(timeout=30)[0]) == ["child", "parent"]
+        assert json.loads(running.communicate(timeout=120)[0]) == ["child", "parent"]
     finally:
         running.kill()
 

@@ -58,7 +58,7 @@ def test_four_processes_commit_to_one_table_and_nothing_is_lost(azurite: Azurite
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(90)
+        worker.join(300)
     assert [worker.exitcode for worker in workers] == [0] * 4
     lake = lake_by_key(azurite, container)
     uri, options = lake.table_uri(TABLE), lake.storage_options

@@ -22,9 +22,10 @@ def test_the_schedule_opens_a_night_and_a_daemon_stopped_in_the_middle_launches_
         site.dagster("schedule", "start", "hosp_schedule")
         daemon = site.daemon()
         export_id = eventually(lambda: next(iter(requested(site)), None), 120)
-        site.dagster("schedule", "stop", "hosp_schedule")
+        eventually(lambda: all(run.is_finished for run in site.instance().get_runs()), 60)
         site.kill(daemon, signal.SIGTERM)
         assert site.facts(export_id).receipt is None, "it must still run on the server"
+        site.dagster("schedule", "stop", "hosp_schedule")  # nobody looks at it meanwhile
 
         site.spawn_daemon_until(lambda: site.facts(export_id).receipt is not None, 120)
 

@@ -97,16 +97,15 @@ def http(box: SandboxProcess) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="module")
 def slow() -> Iterator[SandboxProcess]:
-    """An export takes a while, a signed URL, a token and a remembered JWK Set live for a second."""
+    """An export takes two seconds, a signed URL lives for three, a remembered JWK Set for four."""
     with start_sandbox(
         stand_in="smartbox",
         jwks=JWKS,
         registered=True,
         tenant_form="meta._tenant",
-        signed_url_seconds=1,
-        token_seconds=3,
-        jwks_cache_seconds=1,
-        **{**QUICK, "export_seconds": 0.4},
+        signed_url_seconds=3,
+        jwks_cache_seconds=4,
+        **{**QUICK, "export_seconds": 2},
     ) as running:
         yield running
 
@@ -236,18 +235,22 @@ def test_keys_are_remembered_for_a_while(slow: SandboxProcess) -> None:
         following = assertion(slow.audience, key=NEXT_KEY, kid="two")
         assert ask(slow, following).status_code == 401
         assert ask(slow).status_code == 200
-        time.sleep(1.1)
+        time.sleep(4.1)
         assert ask(slow, assertion(slow.audience, key=NEXT_KEY, kid="two")).status_code == 200
         assert ask(slow).status_code == 401
     finally:
         slow.jwks_file.write_text(before)
-        time.sleep(1.1)
+        time.sleep(4.1)
 
 
-def test_a_token_ends(slow: SandboxProcess) -> None:
-    with caller(slow.fhir_url, sign_in(slow)) as http:
+def test_a_token_ends() -> None:
+    """At a whole second: one of five seconds lives for four at least."""
+    with (
+        start_sandbox(stand_in="smartbox", jwks=JWKS, registered=True, token_seconds=5, **QUICK) as brief,
+        caller(brief.fhir_url, sign_in(brief)) as http,
+    ):
         assert http.get("/Patient").status_code == 200
-        time.sleep(3.1)
+        time.sleep(5.1)
         answer = http.get("/Patient")
         assert answer.status_code == 401
         assert answer.headers["www-authenticate"].startswith("Bearer")
@@ -357,7 +360,7 @@ def test_signed_urls_die_and_a_fresh_status_read_gives_new_ones(slow: SandboxPro
         status = where(kick(http, query="_type=Patient"))
         old = poll(http, status).json()["output"][0]["url"]
         assert httpx.get(old).status_code == 200
-        time.sleep(1.1)
+        time.sleep(3.1)
         dead = httpx.get(old)
         assert dead.status_code == 403
         assert b"AuthenticationFailed" in dead.content
@@ -397,7 +400,7 @@ def test_with_a_storage_account_the_urls_are_real_sas_urls(azurite: Azurite) -> 
             registered=True,
             storage=azurite.connection_string,
             storage_container=container,
-            signed_url_seconds=2,
+            signed_url_seconds=5,
             **QUICK,
         ) as fresh,
         caller(fresh.fhir_url, sign_in(fresh)) as http,
@@ -408,7 +411,7 @@ def test_with_a_storage_account_the_urls_are_real_sas_urls(azurite: Azurite) -> 
         expected = [pair for pair in truth(1, PATIENTS, 1) if pair[0] == "Patient"]
         assert lines("Patient", httpx.get(url).content) == expected
         assert httpx.get(url.partition("?")[0]).status_code in (403, 404, 409)
-        time.sleep(3)
+        time.sleep(6)
         assert httpx.get(url).status_code == 403
         assert httpx.get(poll(http, status).json()["output"][0]["url"]).status_code == 200
 

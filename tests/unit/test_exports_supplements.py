@@ -38,7 +38,7 @@ from pipeline.exports.planning import Members, NothingToAsk
 from pipeline.exports.request import asked_for, line_of, plan_kickoff, request_export
 from pipeline.exports.session import Session
 from pipeline.exports.standing import open_exports
-from pipeline.exports.state import AskAgain, Closed, KickOff, Policy, Reject, describe, next_step
+from pipeline.exports.state import AskAgain, Closed, KickOff, Policy, Reject, Tidy, describe, next_step
 from pipeline.exports.successor import open_successor
 from pipeline.exports.watermark import Mark, covered_members
 
@@ -281,6 +281,44 @@ def test_a_supplement_counts_for_what_it_has_brought(
         hand._small(MEMBERS, export_id, 1, rows, members_schema())
     covered = covered_members(made, [Mark(made.ledger.read(MAIN), MARK)])
     assert covered == ({STAYER.digest, JOINER.digest} if heals else {STAYER.digest})
+
+
+@pytest.mark.parametrize(
+    ("later", "closing", "overtaken"),
+    [
+        ({}, None, True),
+        ({"since": None}, None, True),
+        ({"watermark": None}, None, False),
+        ({"line": "other"}, None, False),
+        ({}, "withdrawn", False),
+        ({"supplement": True}, None, False),
+    ],
+)
+def test_what_a_later_export_has_found_out_itself_is_not_asked_for_again(
+    tmp_path: Path, later: dict[str, Any], closing: str | None, overtaken: bool
+) -> None:
+    """Chaos seed 8104: the job is given back then, which would wait for the supplement."""
+    made = session(tmp_path, export={"level": "system", "group": None})
+    published(made, MAIN, line="l", lacks=Lacks(patients=1))
+    assert isinstance(made.next_step(made.ledger.read(MAIN)), AskAgain)
+    since = later.pop("since", MARK)
+    if later.pop("supplement", False):
+        fact = Succeeds(at=NOW, export_id=FIRST, number=1, supplement_of=FIRST)
+        made.ledger.write(THIRD, "succeeds.json", fact)
+    published(made, THIRD, since, **{"line": "l", **later})
+    if closing:
+        made.ledger.write(THIRD, f"{closing}.json", ClosingFact(at=NOW, reason="by hand"))
+    step = made.next_step(made.ledger.read(MAIN))
+    assert isinstance(step, Tidy) == overtaken
+    assert isinstance(step, AskAgain) != overtaken
+
+
+def test_a_supplement_that_is_opened_is_finished_whatever_comes_later(tmp_path: Path) -> None:
+    made = session(tmp_path, export={"level": "system", "group": None})
+    published(made, MAIN, lacks=Lacks(patients=1))
+    made.ledger.write(MAIN, "successor.json", Successor(at=NOW, export_id=SECOND, cause=SUPPLEMENT))
+    published(made, THIRD)
+    assert isinstance(made.next_step(made.ledger.read(MAIN)), AskAgain)
 
 
 # --- supplements of types ----------------------------------------------------------------------------------
